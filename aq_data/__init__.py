@@ -1,0 +1,40 @@
+"""aq-data: the data server of a measurement lab, seen from Python.
+
+    client = aq_data.connect("http://host:5000")      # or a folder: no server needed
+    file = client.save(dataset, name="T1 vs flux", metadata={"chip": "C7"})
+    client.search({"chip": "C7"})[0]["iq"][3, ::2]
+
+Importing this is cheap; the parts load when they are used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aq_data import errors
+    from aq_data.client.client import Client
+    from aq_data.client.datafile import DataFile, Hits
+    from aq_data.connect import connect
+
+__all__ = ["Client", "DataFile", "Hits", "connect", "errors"]
+
+_HOMES = {
+    "Client": "aq_data.client.client",
+    "DataFile": "aq_data.client.datafile",
+    "Hits": "aq_data.client.datafile",
+    "connect": "aq_data.connect",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return import_module("aq_data.errors")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'aq_data' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

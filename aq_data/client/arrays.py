@@ -1,0 +1,152 @@
+"""One array of a DataFile, read by slices."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import httpx
+import msgspec
+import numpy as np
+
+from aq_data.client.http import Http
+from aq_data.client.progress import progress
+from aq_data.errors import ConflictError, UnavailableError
+from aq_data.models.arrays import parse_dtype, stored_dtype
+from aq_data.models.selection import Axis, Selection, format_selection, select
+from aq_data.models.values import from_tagged
+from aq_data.wire.codec import JSON, RAW
+from aq_data.wire.routes import array_path
+
+__all__ = ["RemoteArray", "read_selection"]
+
+URL_CHARACTERS = 4000
+"""A selection as text beyond this is read in several requests: servers and proxies limit the length of an address."""
+DENSE = 0.25
+"""Share of a span that must be picked for the span to be fetched whole."""
+TRIES = 3
+
+
+class RemoteArray:
+    """A stored array. `array[...]` reads just what it names; every axis is indexed in turn, as the selection language does.
+
+    Slices of any step and sign, integers, `...`, integer lists and boolean masks along an axis; positions, never
+    coordinate values (for those see `DataFile.open`).
+    """
+
+    def __init__(self, http: Http, id: str, info: dict[str, Any]) -> None:
+        self._http, self._id = http, id
+        self.name: str = info["name"]
+        self.shape: tuple[int, ...] = tuple(info["shape"])
+        self.dims: tuple[str, ...] = tuple(info["dims"])
+        self.chunks: tuple[int, ...] = tuple(info["chunks"])
+        self.nbytes: int = info["nbytes"]
+        self.dtype: np.dtype[Any] = parse_dtype(info["dtype"], self.name)
+        self.role: str = info.get("role", "data")
+        self._attrs: dict[str, Any] = info.get("attrs", {})
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """The attributes (units, long_name…) as they were given; a copy."""
+        return dict(from_tagged(self._attrs))
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def __getitem__(self, key: Any) -> Any:
+        """The values, owned by the caller; a NumPy scalar when every axis is dropped. SelectionError names the shape."""
+        values = read_selection(self._http, self._id, self.name, self.dtype, select(key, self.shape, self.name))
+        return values[()] if values.ndim == 0 else values
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise ConflictError(
+            f"array {self.name!r} is finished and never changes; save a new DataFile with derived_from=[{self._id!r}]",
+            code="finished",
+        )
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        if copy is False:
+            raise ValueError("the values are on a server: an array of them is always a copy")
+        return np.asarray(self[...], dtype=dtype)
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("a scalar array has no length")
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        dims = ", ".join(f"{dim}: {n}" for dim, n in zip(self.dims, self.shape, strict=True))
+        units = f" [{self._attrs['units']}]" if "units" in self._attrs else ""
+        return f"<{self.name} ({dims}) {'text' if self.dtype.kind in 'OT' else self.dtype}{units}>"
+
+
+def read_selection(http: Http, id: str, name: str, dtype: np.dtype[Any], selection: Selection) -> np.ndarray[Any, Any]:
+    """The selected values of one array, of `selection.shape`: one request, or several for very long lists of positions."""
+    text = format_selection(selection)
+    if len(text) > URL_CHARACTERS:
+        return _in_parts(http, id, name, dtype, selection)
+    if 0 in selection.shape:
+        return np.empty(selection.shape, dtype)
+    params = {"sel": text} if text else {}
+    if dtype.kind in "OT":
+        return _read_text(http, array_path(id, name), params, dtype, selection.shape)
+    return _read_raw(http, array_path(id, name), params, dtype, selection.shape)
+
+
+def _in_parts(http: Http, id: str, name: str, dtype: np.dtype[Any], selection: Selection) -> np.ndarray[Any, Any]:
+    """Along the axis with the longest list: its span fetched whole where that is dense, else the list in halves."""
+    longest = max(range(len(selection.axes)), key=lambda i: len(selection.axes[i].picks or ()))
+    axis = selection.axes[longest]
+    picks = axis.positions()
+    low, span = int(picks.min()), int(picks.max() - picks.min()) + 1
+    position = sum(not other.drop for other in selection.axes[:longest])
+
+    def with_axis(other: Axis) -> Selection:
+        return Selection((*selection.axes[:longest], other, *selection.axes[longest + 1 :]))
+
+    if len(picks) >= DENSE * span:
+        values = read_selection(http, id, name, dtype, with_axis(Axis(axis.size, low, 1, span)))
+        return np.take(values, picks - low, axis=position)
+    half = len(picks) // 2
+    parts = (axis.part(0, half), axis.part(half, len(picks)))
+    return np.concatenate([read_selection(http, id, name, dtype, with_axis(part)) for part in parts], axis=position)
+
+
+def _read_raw(
+    http: Http, path: str, params: dict[str, str], dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> np.ndarray[Any, Any]:
+    values = np.empty(shape, dtype)
+    buffer = memoryview(values.reshape(-1).view(stored_dtype(dtype))).cast("B")
+    for attempt in range(TRIES):
+        try:
+            with (
+                http.stream("GET", path, params=params, headers={"Accept": RAW}) as response,
+                progress(len(buffer), f"reading {path.rsplit('/', 1)[-1]}") as advance,
+            ):
+                at = 0
+                for piece in response.iter_raw():
+                    buffer[at : at + len(piece)] = piece
+                    at += len(piece)
+                    advance(len(piece))
+            if at == len(buffer):
+                return values
+        except httpx.TransportError as exc:
+            if attempt + 1 == TRIES:
+                raise UnavailableError(f"the connection broke while {path} was read: {exc}") from exc
+    raise UnavailableError(f"{path} came shorter than announced, {TRIES} times")
+
+
+def _read_text(
+    http: Http, path: str, params: dict[str, str], dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> np.ndarray[Any, Any]:
+    response = http.request("GET", path, params=params, headers={"Accept": JSON})
+    listed = msgspec.json.decode(response.content)
+    values = np.empty(shape, dtype=object)
+    values[...] = np.array(listed, dtype=object).reshape(shape)
+    return values.astype(dtype)
+

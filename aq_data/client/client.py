@@ -1,0 +1,187 @@
+"""The client: what a script or a notebook does with a server, or with a folder."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from aq_data.client.datafile import DataFile, Hits
+from aq_data.client.http import Body, Http
+from aq_data.client.outgoing import OutgoingArray, OutgoingFile, outgoing_arrays, outgoing_files
+from aq_data.client.progress import progress
+from aq_data.client.source import Source
+from aq_data.errors import NotFoundError, ValidationError
+from aq_data.models.datafile import TYPED_FIELDS, check_id, make_id
+from aq_data.models.values import format_instant, from_tagged, to_tagged
+from aq_data.wire.codec import JSON, MultipartBody, Part
+from aq_data.wire.routes import COUNT, DATAFILES, DISTINCT, SEARCH, datafile_path
+
+__all__ = ["Client"]
+
+PAGE = 1000
+"""Documents the server gives at once."""
+
+
+class Client:
+    """One server or one folder, the same calls for both. Usable from many threads; a context manager.
+
+    Every error is one of `aq_data.errors`, the same class the server raised.
+    """
+
+    def __init__(self, http: Http, source: Source) -> None:
+        self._http, self._source = http, source
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<aq_data.Client {self._source.target}>"
+
+    def close(self) -> None:
+        """Let go of connections; in the embedded mode finish writing and let go of the folder."""
+        from aq_data.connect import release
+
+        release(self._http)
+
+    def save(
+        self,
+        dataset: Any = None,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        files: Mapping[str, Any] | Sequence[Any] | None = None,
+        id: str | None = None,
+        chunks: Mapping[str, Sequence[int]] | None = None,
+        codec: str | None = None,
+        **fields: Any,
+    ) -> DataFile:
+        """Save one DataFile: everything or nothing, on disk when this returns.
+
+        `dataset`: an `xarray.Dataset`, a dict of arrays (or of `(dims, array[, attrs])`), or None. `metadata`: free JSON,
+        as searchable as the typed fields (`name`, `station`, `tags`, `instruments`, …), which are keywords. `files`:
+        paths, or a dict of name to path or bytes. `id`: a UUIDv7 to make a repeat by another process harmless. `chunks`
+        (array name to chunk shape) and `codec` ("zstd", "lz4", "none") override the stored layout.
+
+        Raises ValidationError, before anything is stored, naming what cannot be kept.
+        """
+        for name in fields:
+            if name not in TYPED_FIELDS:
+                raise ValidationError(f"there is no field {name!r}; free settings go into metadata={{{name!r}: …}}")
+        arrays, attrs = outgoing_arrays(dataset, chunks, codec)
+        attached = outgoing_files(files)
+        document = {name: to_tagged(_instant(name, value), name) for name, value in fields.items()}
+        document |= {
+            "id": check_id(id) if id is not None else make_id(time.time_ns() // 1_000_000, os.urandom(10)),
+            "metadata": to_tagged(dict(metadata or {})),
+            "arrays": [array.info for array in arrays],
+            "attrs": {**attrs, **document.get("attrs", {})},
+        }
+        encoded = msgspec.json.encode(document)
+        if not arrays and not attached:
+            body = Body(lambda: iter((encoded,)), len(encoded), JSON)
+        else:
+            body = _form(encoded, arrays, attached)
+        response = self._http.request("POST", DATAFILES, body)
+        return self._file(msgspec.json.decode(response.content))
+
+    def get(self, id: str, include_deleted: bool = False) -> DataFile:
+        """The DataFile of an id; NotFoundError when there is none, or (code `deleted`) only a tombstone."""
+        query = "?include_deleted=true" if include_deleted else ""
+        return self._file(self._http.json("GET", datafile_path(id) + query))
+
+    def update(self, id: str, patch: Mapping[str, Any], revision: int | None = None) -> DataFile:
+        """Merge `patch` into the document: typed fields and `metadata`, None deletes a key, lists are replaced whole.
+
+        With `revision` the change is made to that revision only; StaleRevisionError when there is a newer one.
+        """
+        headers = {} if revision is None else {"If-Match": f'"{revision}"'}
+        tagged = {name: to_tagged(_instant(name, value), name) for name, value in patch.items()}
+        return self._file(self._http.json("PATCH", datafile_path(id), tagged, headers))
+
+    def delete(self, id: str, revision: int | None = None) -> None:
+        """Turn the DataFile into a tombstone. Its bytes stay until `aq-data gc --delete`."""
+        headers = {} if revision is None else {"If-Match": f'"{revision}"'}
+        self._http.json("DELETE", datafile_path(id), headers=headers)
+
+    def search(
+        self,
+        filter: Mapping[str, Any] | None = None,
+        *,
+        sort: str = "-created_at",
+        limit: int | None = 100,
+        cursor: str | None = None,
+        include_deleted: bool = False,
+    ) -> Hits:
+        """Find DataFiles by any setting: `{"chip": "C7", "measured_at": {"$gte": "2026-01-01"}}`.
+
+        Keys are typed fields (`name`, `instruments.vna.settings.power.value`) or else free metadata. `sort` is a path, with
+        `-` before it for descending. `limit` None fetches all. QueryError names what cannot be understood.
+        """
+        documents: list[dict[str, Any]] = []
+        question = {"filter": to_tagged(dict(filter or {}), "filter"), "sort": sort, "include_deleted": include_deleted}
+        while True:
+            wanted = PAGE if limit is None else min(PAGE, limit - len(documents))
+            page = self._http.json("POST", SEARCH, {**question, "limit": wanted, "cursor": cursor})
+            documents += page["items"]
+            cursor = page["cursor"]
+            if cursor is None or limit is not None and len(documents) >= limit:
+                break
+        files = [self._file(document) for document in documents]
+        return Hits(files, page["total"], page["total_is_exact"], cursor, documents)
+
+    def count(self, filter: Mapping[str, Any] | None = None) -> int:
+        """How many DataFiles match, exactly."""
+        return int(self._http.json("POST", COUNT, {"filter": to_tagged(dict(filter or {}), "filter")})["count"])
+
+    def distinct(self, field: str, filter: Mapping[str, Any] | None = None, limit: int = 100) -> dict[Any, int]:
+        """The values at a path and how many DataFiles have each, most frequent first: `client.distinct("station")`."""
+        question = {"field": field, "filter": to_tagged(dict(filter or {}), "filter"), "limit": limit}
+        found = self._http.json("POST", DISTINCT, question)["values"]
+        return {from_tagged(entry["value"]): entry["count"] for entry in found}
+
+    def _file(self, document: dict[str, Any]) -> DataFile:
+        return DataFile(self._http, document, self._source)
+
+
+_DATES = ("measured_at", "cooldown")
+
+
+def _instant(field: str, value: Any) -> Any:
+    """Typed dates travel as plain ISO text; a datetime without a zone is local time."""
+    if field in _DATES and hasattr(value, "astimezone"):
+        return format_instant(value)
+    return value
+
+
+def _form(document: bytes, arrays: list[OutgoingArray], files: list[OutgoingFile]) -> Body:
+    """The multipart body; files on disk are opened anew for each try."""
+
+    def parts() -> list[Part]:
+        return [
+            Part("document", JSON, len(document), document),
+            *(array.part(index) for index, array in enumerate(arrays)),
+            *(file.part(index) for index, file in enumerate(files)),
+        ]
+
+    # One boundary for all tries; a part that is an open file is opened again for each.
+    first = MultipartBody(parts())
+    first.close()
+
+    def pieces() -> Iterator[bytes]:
+        body = first.again(parts())
+        try:
+            with progress(body.length, "saving") as advance:
+                for piece in body:
+                    yield piece
+                    advance(len(piece))
+        finally:
+            body.close()
+
+    return Body(pieces, first.length, first.content_type)
+

@@ -1,0 +1,127 @@
+"""One HTTP conversation: retries, timeouts, and errors turned back into the classes the server raised."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import msgspec
+
+from aq_data.errors import AqDataError, StorageError, UnavailableError, error_from_code
+
+__all__ = ["TIMEOUT", "Body", "Http"]
+
+TIMEOUT = httpx.Timeout(300.0, connect=5.0)
+"""A large save may spend minutes becoming durable before its answer begins."""
+TRIES = 5
+FIRST_PAUSE = 0.2
+"""Seconds before the second try; doubled each time, with jitter so that many clients do not return at once."""
+
+
+class _Problem(msgspec.Struct):
+    code: str
+    detail: str
+    request_id: str = ""
+    details: dict[str, Any] = {}
+
+
+class Body:
+    """A request body that can be sent again: `make` gives a fresh iterator of its bytes for each try."""
+
+    def __init__(self, make: Callable[[], Iterator[bytes]], length: int, content_type: str) -> None:
+        self.make, self.length, self.content_type = make, length, content_type
+
+
+class Http:
+    """Requests to one server. Only requests that may safely be repeated go through here, so all are retried.
+
+    Connection failures, 429 and 503 are tried again a few times; then UnavailableError, or the error the server named.
+    """
+
+    def __init__(self, client: httpx.Client) -> None:
+        self.client = client
+
+    @contextmanager
+    def stream(self, method: str, path: str, **options: Any) -> Iterator[httpx.Response]:
+        """A successful response whose body has not been read."""
+        response = self._send(method, path, None, options)
+        try:
+            yield response
+        finally:
+            response.close()
+
+    def request(self, method: str, path: str, body: Body | None = None, **options: Any) -> httpx.Response:
+        """A successful response, read whole."""
+        for attempt in range(TRIES):
+            response = self._send(method, path, body, options)
+            try:
+                response.read()
+                return response
+            except httpx.TransportError as exc:
+                response.close()
+                if attempt + 1 == TRIES:
+                    raise UnavailableError(f"the connection broke while {method} {path} was answered: {exc}") from exc
+        raise AssertionError("unreachable")
+
+    def json(self, method: str, path: str, content: Any = None, headers: Mapping[str, str] | None = None) -> Any:
+        """Send and receive JSON."""
+        options: dict[str, Any] = {"headers": dict(headers or {})}
+        if content is not None:
+            options["content"] = msgspec.json.encode(content)
+            options["headers"].setdefault("Content-Type", "application/json")
+        response = self.request(method, path, **options)
+        return msgspec.json.decode(response.content) if response.content else None
+
+    def _send(self, method: str, path: str, body: Body | None, options: Mapping[str, Any]) -> httpx.Response:
+        for attempt in range(TRIES):
+            last = attempt + 1 == TRIES
+            try:
+                response = self.client.send(self._build(method, path, body, options), stream=True)
+            except (httpx.TransportError, httpx.InvalidURL) as exc:
+                if last or isinstance(exc, (httpx.UnsupportedProtocol, httpx.InvalidURL)):
+                    raise UnavailableError(f"no answer from {self.client.base_url} to {method} {path}: {exc}") from exc
+                _pause(attempt, None)
+                continue
+            if response.status_code in (429, 503) and not last:
+                retry_after = response.headers.get("retry-after")
+                response.close()
+                _pause(attempt, retry_after)
+                continue
+            if response.status_code >= 400:
+                raise self._error(response)
+            return response
+        raise AssertionError("unreachable")
+
+    def _build(self, method: str, path: str, body: Body | None, options: Mapping[str, Any]) -> httpx.Request:
+        if body is None:
+            return self.client.build_request(method, path, **options)
+        headers = {
+            **options.get("headers", {}),
+            "Content-Type": body.content_type,
+            "Content-Length": str(body.length),
+        }
+        return self.client.build_request(method, path, **{**options, "content": body.make(), "headers": headers})
+
+    def _error(self, response: httpx.Response) -> AqDataError:
+        try:
+            response.read()
+            problem = msgspec.json.decode(response.content, type=_Problem)
+        except (httpx.TransportError, msgspec.DecodeError):
+            return StorageError(f"{response.request.method} {response.request.url} was answered {response.status_code}")
+        finally:
+            response.close()
+        message = problem.detail
+        if response.status_code >= 500 and problem.request_id:
+            message += f" (request {problem.request_id})"
+        return error_from_code(problem.code, message, problem.details)
+
+
+def _pause(attempt: int, retry_after: str | None) -> None:
+    seconds = FIRST_PAUSE * 2**attempt * random.uniform(0.7, 1.3)  # noqa: S311  (jitter, not a secret)
+    if retry_after is not None and retry_after.isdigit():
+        seconds = max(seconds, min(float(retry_after), 30.0))
+    time.sleep(seconds)

@@ -1,0 +1,165 @@
+"""What a user hands to `save`, turned into declared arrays and the parts that carry their values."""
+
+from __future__ import annotations
+
+import mimetypes
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aq_data.errors import ValidationError
+from aq_data.models.arrays import NewArray, check_arrays
+from aq_data.models.datafile import check_file_name
+from aq_data.models.values import to_tagged
+from aq_data.wire.codec import RAW, Part, dtype_name, little_endian, text_bytes
+
+__all__ = ["OutgoingFile", "outgoing_arrays", "outgoing_files"]
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingArray:
+    """A declared array with its values: little-endian, in whatever memory order they have."""
+
+    info: NewArray
+    values: np.ndarray[Any, Any]
+
+    def part(self, index: int) -> Part:
+        if self.values.dtype.kind in "OT":
+            encoded = text_bytes(self.values)
+            return Part(f"array:{index}", RAW, len(encoded), encoded)
+        return Part(f"array:{index}", RAW, self.values.nbytes, self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingFile:
+    """A file to attach: on disk, or bytes in memory."""
+
+    name: str
+    source: Path | bytes
+
+    @property
+    def content_type(self) -> str:
+        return mimetypes.guess_type(self.name)[0] or RAW
+
+    def part(self, index: int) -> Part:
+        """Opens a file on disk; the caller closes `part.source`."""
+        if isinstance(self.source, bytes):
+            return Part(f"file:{index}", self.content_type, len(self.source), self.source, self.name)
+        file = self.source.open("rb")
+        return Part(f"file:{index}", self.content_type, os.fstat(file.fileno()).st_size, file, self.name)
+
+
+def outgoing_arrays(
+    dataset: Any, chunks: Mapping[str, Sequence[int]] | None, codec: str | None
+) -> tuple[list[OutgoingArray], dict[str, Any]]:
+    """The arrays and the dataset's attributes as tagged JSON, refused by name if they cannot be kept.
+
+    `dataset` is an `xarray.Dataset` or `DataArray`, a dict of arrays or of `(dims, array[, attrs])`, or None.
+    """
+    if dataset is None:
+        entries, attrs = [], {}
+    elif hasattr(dataset, "data_vars") or hasattr(dataset, "to_dataset"):
+        entries, attrs = _from_xarray(dataset)
+    elif isinstance(dataset, Mapping):
+        entries, attrs = [_from_mapping(name, value) for name, value in dataset.items()], {}
+    else:
+        raise ValidationError(f"save takes an xarray.Dataset, a dict of arrays or None, not a {type(dataset).__name__}")
+    arrays = [_declare(entry, chunks or {}, codec) for entry in entries]
+    check_arrays(tuple(array.info for array in arrays))
+    for name in chunks or {}:
+        if not any(array.info.name == name for array in arrays):
+            raise ValidationError(f"chunks are given for {name!r}, which is not among the arrays")
+    return arrays, attrs
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    name: Any
+    dims: tuple[str, ...] | None
+    values: Any
+    attrs: Mapping[Any, Any]
+    role: str = "data"
+
+
+def _from_xarray(dataset: Any) -> tuple[list[_Entry], dict[str, Any]]:
+    if not hasattr(dataset, "data_vars"):  # a DataArray
+        dataset = dataset.to_dataset(name=dataset.name or "data")
+    for name, index in dataset.xindexes.items():
+        if type(index).__name__ == "PandasMultiIndex":
+            raise ValidationError(f"coordinate {name!r} is a MultiIndex, which cannot be kept; call reset_index({name!r}) first")
+    entries = [
+        _Entry(name, tuple(variable.dims), variable, variable.attrs, "coordinate" if name in dataset.coords else "data")
+        for name, variable in dataset.variables.items()
+    ]
+    return entries, to_tagged(dict(dataset.attrs), "dataset attrs", keep_arrays=True)
+
+
+def _from_mapping(name: Any, value: Any) -> _Entry:
+    if isinstance(value, tuple):
+        if not 2 <= len(value) <= 3 or isinstance(value[0], (int, float)):
+            raise ValidationError(f"array {name!r}: a tuple means (dims, values) or (dims, values, attrs); use np.array")
+        dims = (value[0],) if isinstance(value[0], str) else tuple(value[0])
+        return _Entry(name, dims, value[1], value[2] if len(value) == 3 else {})
+    if hasattr(value, "dims") and hasattr(value, "attrs"):  # a DataArray or Variable
+        return _Entry(name, tuple(value.dims), value, value.attrs)
+    return _Entry(name, None, value, {})
+
+
+def _declare(entry: _Entry, chunks: Mapping[str, Sequence[int]], codec: str | None) -> OutgoingArray:
+    if not isinstance(entry.name, str):
+        raise ValidationError(f"array name {entry.name!r} is not a string", code="bad_name")
+    for dim in entry.dims or ():
+        if not isinstance(dim, str):
+            raise ValidationError(f"array {entry.name!r}: the dimension name {dim!r} is not a string")
+    values = _values(entry)
+    info = NewArray(
+        name=entry.name,
+        dtype=dtype_name(values.dtype),
+        shape=values.shape,
+        dims=entry.dims,
+        attrs=to_tagged(dict(entry.attrs), f"array {entry.name!r} attrs", keep_arrays=True),
+        role="coordinate" if entry.role == "coordinate" else "data",
+        chunks=tuple(int(n) for n in chunks[entry.name]) if entry.name in chunks else None,
+        codec=codec or "zstd",  # type: ignore[arg-type]
+    )
+    return OutgoingArray(info, values)
+
+
+def _values(entry: _Entry) -> np.ndarray[Any, Any]:
+    source = getattr(entry.values, "values", entry.values)
+    if isinstance(source, np.ma.MaskedArray):
+        raise _unsupported(entry.name, "a masked array; fill it first, with NaN where the mask is")
+    values = np.asarray(source)
+    if values.dtype.kind == "O":
+        if values.size and not isinstance(source, np.ndarray) and not isinstance(values.flat[0], str):
+            raise _unsupported(entry.name, "a ragged or mixed list")
+        wrong = next((item for item in values.flat if not isinstance(item, str)), None)
+        if wrong is not None:
+            raise _unsupported(entry.name, f"objects that are not strings, such as a {type(wrong).__name__}")
+    return little_endian(values)
+
+
+def _unsupported(name: Any, what: str) -> ValidationError:
+    return ValidationError(f"array {name!r} cannot be kept: it is {what}", code="unsupported_dtype")
+
+
+def outgoing_files(files: Mapping[str, Any] | Sequence[Any] | None) -> list[OutgoingFile]:
+    """Paths, or a dict of name to path or bytes. ValidationError before anything is sent when one cannot be read."""
+    if files is None:
+        return []
+    pairs = files.items() if isinstance(files, Mapping) else [(Path(path).name, path) for path in files]
+    outgoing = []
+    for name, source in pairs:
+        check_file_name(name)
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            outgoing.append(OutgoingFile(name, bytes(source)))
+            continue
+        path = Path(source)
+        if not path.is_file():
+            raise ValidationError(f"there is no file {str(path)!r} to attach")
+        outgoing.append(OutgoingFile(name, path))
+    return outgoing

@@ -1,0 +1,315 @@
+"""Arrays over any blob store: written as they arrive, read chunk by chunk.
+
+The layout of one attempt to save is `<id>/<attempt>/arrays.zarr/…` and `<id>/<attempt>/files/…`; a prefix of its own keeps
+the loser of a race away from the winner's bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from aq_data.errors import CorruptionError, NotFoundError, UnavailableError, ValidationError
+from aq_data.models.arrays import ArrayInfo, NewArray, is_text, parse_dtype
+from aq_data.models.datafile import DataFile
+from aq_data.models.selection import Selection
+from aq_data.storage.arrays.blobs import BlobStore
+from aq_data.storage.arrays.chunking import ChunkPart, chunk_grid, chunk_parts, chunk_shape, split_by_size
+from aq_data.storage.arrays.format import (
+    array_document,
+    chunk_key,
+    decode_chunk,
+    encode_chunk,
+    group_document,
+    is_string,
+    text_from_wire,
+)
+
+__all__ = ["ArrayStore", "ArrayWriter", "group_prefix", "plan_array"]
+
+SLAB_BYTES = 32 << 20
+"""Values held in memory per array being written, and per piece of a large read."""
+TEXT_BYTES = 256 << 20
+"""Variable-length text is held whole while it arrives; more than this in one array is refused."""
+TEXT_ITEM = 16
+"""Assumed bytes per text when choosing chunks."""
+
+Item = tuple[str, Callable[[], bytes]]
+Index = tuple["slice | np.ndarray[Any, Any]", ...]
+
+
+def group_prefix(id: str, attempt: str) -> str:
+    """Key of the Zarr group of an attempt."""
+    return f"{id}/{attempt}/arrays.zarr"
+
+
+def plan_array(new: NewArray) -> ArrayInfo:
+    """Everything decided that the client left open: dims, chunks."""
+    dtype = parse_dtype(new.dtype, new.name)
+    itemsize = TEXT_ITEM if is_text(dtype) else dtype.itemsize
+    chunks = tuple(min(c, max(1, n)) for c, n in zip(new.chunks, new.shape, strict=True)) if new.chunks else None
+    return ArrayInfo(
+        name=new.name,
+        dtype=new.dtype,
+        shape=new.shape,
+        dims=new.dims if new.dims is not None else tuple(f"{new.name}_{i}" for i in range(len(new.shape))),
+        chunks=chunks if chunks is not None else chunk_shape(new.shape, itemsize),
+        nbytes=0 if is_text(dtype) else math.prod(new.shape) * dtype.itemsize,
+        attrs=new.attrs,
+        role=new.role,
+        codec=new.codec,
+    )
+
+
+class ArrayWriter:
+    """Takes the values of one array in C order, in pieces of any size, and stores them chunk by chunk.
+
+    Chunks are written as soon as the values of a row of them are there, so memory stays within about three slabs.
+    An array of one chunk waits in `pending` instead: a small save then writes all its files at one go.
+    """
+
+    def __init__(self, blobs: BlobStore, prefix: str, info: ArrayInfo, scratch: Path | None) -> None:
+        self.info = info
+        self.pending: list[Item] = []
+        self._blobs, self._prefix = blobs, prefix
+        self._dtype = parse_dtype(info.dtype, info.name)
+        self._received = 0
+        self._text = bytearray() if is_text(self._dtype) else None
+        self._rows = _Rows(info, self._dtype, scratch) if self._text is None else None
+        self._running: set[asyncio.Task[None]] = set()
+
+    @property
+    def expected(self) -> int | None:
+        """Bytes to come in all; None for variable-length text."""
+        return None if self._text is not None else self.info.nbytes
+
+    async def write(self, data: memoryview) -> None:
+        """Take the next bytes. ValidationError when there are more than the declared shape holds."""
+        self._received += len(data)
+        if self._text is not None:
+            if self._received > TEXT_BYTES:
+                raise ValidationError(f"array {self.info.name!r}: over {TEXT_BYTES >> 20} MiB of text; save it as a file")
+            self._text += data
+            return
+        if self._received > self.info.nbytes:
+            raise self._wrong_length("more")
+        assert self._rows is not None
+        while data:
+            data = data[self._rows.fill(data) :]
+            if self._rows.is_full:
+                await self._store_rows()
+
+    async def finish(self) -> None:
+        """Every byte is stored (or pending). ValidationError when some are missing."""
+        if self._text is not None:
+            self._take_text(bytes(self._text))
+        elif self._received != self.info.nbytes:
+            raise self._wrong_length("fewer")
+        await self._wait(0)
+
+    async def discard(self) -> None:
+        """Stop what runs; the caller removes the prefix."""
+        self.pending.clear()
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    def _wrong_length(self, word: str) -> ValidationError:
+        return ValidationError(
+            f"array {self.info.name!r}: {word} bytes came than the {self.info.nbytes} that dtype {self.info.dtype} and "
+            f"shape {self.info.shape} need"
+        )
+
+    def _take_text(self, data: bytes) -> None:
+        try:
+            values = text_from_wire(data, math.prod(self.info.shape)).reshape(self.info.shape)
+        except (ValueError, RuntimeError) as exc:
+            raise ValidationError(f"array {self.info.name!r}: {exc}") from exc
+        self.info = msgspec.structs.replace(self.info, nbytes=len(data))
+        self.pending = list(self._items(values, 0))
+
+    def _items(self, values: np.ndarray[Any, Any], first: int) -> list[Item]:
+        """One item per chunk of `values`, whose rows begin at row `first` of the chunk grid."""
+        items: list[Item] = []
+        for index in np.ndindex(*chunk_grid(values.shape, self.info.chunks)):
+            where = tuple(slice(i * c, (i + 1) * c) for i, c in zip(index, self.info.chunks, strict=True))
+            placed = (index[0] + first, *index[1:]) if index else ()
+            key = f"{self._prefix}/{chunk_key(self.info.name, placed)}"
+            items.append((key, _encoder(values, where, self.info)))
+        return items
+
+    async def _store_rows(self) -> None:
+        assert self._rows is not None
+        values, first = self._rows.take()
+        items = self._items(values, first)
+        if math.prod(chunk_grid(self.info.shape, self.info.chunks)) == 1:
+            self.pending = items
+            return
+        await self._wait(1)
+        self._running.add(asyncio.create_task(self._blobs.put_many(items)))
+
+    async def _wait(self, running: int) -> None:
+        while len(self._running) > running:
+            done, self._running = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+
+
+def _encoder(values: np.ndarray[Any, Any], where: tuple[slice, ...], info: ArrayInfo) -> Callable[[], bytes]:
+    def encode() -> bytes:
+        part = values[where]
+        if part.shape != info.chunks:
+            # Zarr stores border chunks whole; what lies beyond the array is never read.
+            padded = np.zeros(info.chunks, dtype=values.dtype) if values.dtype != object else np.full(info.chunks, "", object)
+            padded[tuple(slice(0, n) for n in part.shape)] = part
+            part = padded
+        return encode_chunk(part, info.codec)
+
+    return encode
+
+
+class _Rows:
+    """The buffer of an `ArrayWriter`: whole rows of chunks along the first axis, in memory or, if huge, in a file."""
+
+    def __init__(self, info: ArrayInfo, dtype: np.dtype[Any], scratch: Path | None) -> None:
+        self._info, self._dtype, self._scratch = info, dtype, scratch
+        self._tail = info.shape[1:]
+        self._row_bytes = math.prod(self._tail) * dtype.itemsize
+        # Several rows of chunks at once where they are small: fewer, larger hand-overs to the worker threads.
+        band = (info.chunks[0] if info.shape else 1) * max(1, self._row_bytes)
+        self._bands = max(1, SLAB_BYTES // max(1, band))
+        self._next_row = 0
+        self._buffer: np.ndarray[Any, Any] = np.empty(0, "u1")
+        self._filled = 0
+        self._open()
+
+    def _open(self) -> None:
+        rows = self._rows_left()
+        size = rows * self._row_bytes if self._info.shape else self._dtype.itemsize
+        self._filled = 0
+        if size <= 2 * SLAB_BYTES:
+            self._buffer = np.empty(size, "u1")
+            return
+        try:
+            with tempfile.TemporaryFile(dir=self._scratch) as file:
+                os.posix_fallocate(file.fileno(), 0, size)  # a full disk must fail here, not as a signal in the mapping
+                self._buffer = np.memmap(file, dtype="u1", mode="r+", shape=(size,))
+        except OSError as exc:
+            raise UnavailableError(f"no room to buffer {size >> 20} MiB: {exc.strerror}") from exc
+
+    def _rows_left(self) -> int:
+        if not self._info.shape:
+            return 1
+        return min(self._bands * self._info.chunks[0], self._info.shape[0] - self._next_row)
+
+    @property
+    def is_full(self) -> bool:
+        return self._filled == len(self._buffer) > 0
+
+    def fill(self, data: memoryview) -> int:
+        count = min(len(data), len(self._buffer) - self._filled)
+        self._buffer[self._filled : self._filled + count] = np.frombuffer(data[:count], "u1")
+        self._filled += count
+        return count
+
+    def take(self) -> tuple[np.ndarray[Any, Any], int]:
+        """The full rows as an array, and the chunk row they start at; the buffer is fresh afterwards."""
+        rows = self._rows_left()
+        shape = (rows, *self._tail) if self._info.shape else ()
+        values = self._buffer.view(self._dtype).reshape(shape)
+        first = self._next_row // self._info.chunks[0] if self._info.shape else 0
+        self._next_row += rows
+        if self._info.shape and self._next_row < self._info.shape[0]:
+            self._open()
+        else:
+            self._buffer, self._filled = np.empty(0, "u1"), 0
+        return values, first
+
+
+class ArrayStore:
+    """Reads and writes the arrays of attempts in one blob store. Arrays of a published attempt never change."""
+
+    def __init__(self, blobs: BlobStore, scratch: Path | None = None) -> None:
+        """`scratch` is a folder for buffers too large for memory; None is the system's."""
+        self.blobs, self._scratch = blobs, scratch
+
+    def writer(self, id: str, attempt: str, new: NewArray) -> ArrayWriter:
+        """Begin one array of an attempt."""
+        return ArrayWriter(self.blobs, group_prefix(id, attempt), plan_array(new), self._scratch)
+
+    async def publish_group(self, document: DataFile, attempt: str, digest: str, writers: list[ArrayWriter]) -> None:
+        """Store what the writers hold back, every `zarr.json`, and make the whole attempt durable."""
+        prefix = group_prefix(document.id, attempt)
+        items = [item for writer in writers for item in writer.pending]
+        for array in document.arrays:
+            encoded = msgspec.json.format(msgspec.json.encode(array_document(array)), indent=1)
+            items.append((f"{prefix}/{array.name}/zarr.json", lambda encoded=encoded: encoded))  # type: ignore[misc]
+        items.append((f"{prefix}/zarr.json", lambda: group_document(document, digest)))
+        await self.blobs.put_many(items)
+        await self.blobs.settle(f"{document.id}/{attempt}")
+
+    async def write_copy(self, document: DataFile, attempt: str, digest: str) -> None:
+        """Put the metadata copy of a changed document in place of the old one."""
+        await self.blobs.replace(f"{group_prefix(document.id, attempt)}/zarr.json", group_document(document, digest))
+
+    async def read(self, prefix: str, array: ArrayInfo, selection: Selection) -> np.ndarray[Any, Any]:
+        """The selected values, C-ordered, owned by the caller, of `selection.shape`. Reads only chunks that overlap.
+
+        CorruptionError when a chunk is missing or does not match its checksum: never the fill value instead.
+        """
+        dtype = parse_dtype(array.dtype, array.name)
+        result = np.empty(selection.full_shape, dtype=dtype)
+        parts = list(chunk_parts(selection, array.chunks))
+        keys = [f"{prefix}/{chunk_key(array.name, part.index)}" for part in parts]
+
+        def consume(i: int, data: bytes) -> None:
+            _place(result, parts[i], data, array, dtype, keys[i])
+
+        try:
+            await self.blobs.get_many(keys, consume)
+        except NotFoundError as exc:
+            raise CorruptionError(f"array {array.name!r} has lost a chunk: {exc}; `aq-data verify` lists all") from exc
+        return result.reshape(selection.shape)
+
+    async def stream(
+        self, prefix: str, array: ArrayInfo, selection: Selection, limit: int = SLAB_BYTES
+    ) -> AsyncIterator[np.ndarray[Any, Any]]:
+        """The selected values in C order as arrays of about `limit` bytes, the next read while one is used."""
+        itemsize = TEXT_ITEM if is_string(array) else parse_dtype(array.dtype, array.name).itemsize
+        following: asyncio.Task[np.ndarray[Any, Any]] | None = None
+        try:
+            for piece in split_by_size(selection, array.chunks, itemsize, limit):
+                task = asyncio.create_task(self.read(prefix, array, piece))
+                if following is not None:
+                    current, following = following, task
+                    yield await current
+                else:
+                    following = task
+            if following is not None:
+                yield await following
+        finally:
+            if following is not None:
+                following.cancel()
+
+
+def _place(
+    result: np.ndarray[Any, Any], part: ChunkPart, data: bytes, array: ArrayInfo, dtype: np.dtype[Any], key: str
+) -> None:
+    values = decode_chunk(data, array, dtype, key)
+    result[_orthogonal(part.target, result.shape)] = values[_orthogonal(part.source, values.shape)]
+
+
+def _orthogonal(index: Index, shape: tuple[int, ...]) -> Any:
+    """`index` into an array of `shape`, so that NumPy applies each axis in turn also where several entries are lists."""
+    if sum(isinstance(entry, np.ndarray) for entry in index) < 2:
+        return index
+    lists = (np.arange(n)[entry] if isinstance(entry, slice) else entry for entry, n in zip(index, shape, strict=True))
+    return np.ix_(*lists)

@@ -1,0 +1,120 @@
+"""The contract of a metadata store: records, their terms, tokens."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from aq_data.models.datafile import DataFile, DataFileId
+from aq_data.models.query import Node, SortKey
+
+__all__ = ["MetadataStore", "Page", "Record", "Token"]
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A document with what only the server needs: the blob prefix of its attempt and the digest of the save request."""
+
+    document: DataFile
+    attempt: str
+    digest: str
+
+
+class Page(msgspec.Struct, frozen=True):
+    """One page of a search: documents as JSON, in order. `total` is exact up to 10,000; `cursor` continues, None at the end."""
+
+    documents: list[msgspec.Raw]
+    total: int
+    total_is_exact: bool
+    cursor: str | None
+
+
+class Token(msgspec.Struct, frozen=True):
+    """An access token: `hash` is the SHA-256 of the secret, which is stored nowhere. Times are RFC 3339 UTC."""
+
+    id: str
+    name: str
+    hash: str
+    scopes: tuple[str, ...]
+    created_at: str
+    expires_at: str | None = None
+    revoked_at: str | None = None
+
+
+class MetadataStore(ABC):
+    """Records that survive the process once a call returns; callable from any task of one event loop.
+
+    Several processes may hold stores on the same database. Each method is one atomic step. Raises UnavailableError when
+    the database cannot be reached or is busy too long, StorageError when it fails otherwise; never a driver's own error.
+    """
+
+    @abstractmethod
+    async def insert(self, record: Record) -> Record | None:
+        """Publish a record. None when it is new; the record already there (also a tombstone) when the id is taken.
+
+        Raises UnavailableError, publishing nothing, when its attempt was barred: the caller's blobs may be gone.
+        """
+
+    @abstractmethod
+    async def get(self, id: DataFileId) -> Record | None:
+        """The newest committed record, tombstones included, or None."""
+
+    @abstractmethod
+    async def replace(self, record: Record, expected_revision: int, publishes: str = "") -> bool:
+        """Put `record` in place of the one with its id if that has `expected_revision`; False, changing nothing, if not.
+
+        `publishes` names an attached-file key that becomes visible with it; UnavailableError when that was barred.
+        """
+
+    @abstractmethod
+    async def search(
+        self, node: Node, sort: SortKey, limit: int, cursor: str | None, include_deleted: bool = False
+    ) -> Page:
+        """Up to `limit` documents that match, from after `cursor`. QueryError (`bad_cursor`) for a foreign cursor."""
+
+    @abstractmethod
+    async def count(self, node: Node) -> int:
+        """How many documents match, tombstones left out; exact at any number."""
+
+    @abstractmethod
+    async def distinct(self, path: str, node: Node, limit: int) -> list[tuple[object, int]]:
+        """The values at `path` among matching documents with the number of documents of each, most frequent first.
+
+        Numbers, booleans, dates (as tagged JSON) and texts, of which only the first 100 characters count.
+        """
+
+    @abstractmethod
+    async def bar(self, id: DataFileId, key: str) -> None:
+        """Make sure that the attempt or attached-file key can never be published under `id` from now on.
+
+        Who wants to delete blobs bars them first and then reads the record: what it does not name now, it never will.
+        """
+
+    @abstractmethod
+    def scan(self) -> AsyncIterator[Record]:
+        """Every record, tombstones included, in order of saving; records saved meanwhile may or may not appear."""
+
+    @abstractmethod
+    async def add_token(self, token: Token) -> None:
+        """Store a token."""
+
+    @abstractmethod
+    async def find_token(self, hash: str) -> Token | None:
+        """The token with this hash, revoked and expired ones included."""
+
+    @abstractmethod
+    async def tokens(self) -> list[Token]:
+        """Every token ever made, revoked and expired ones included."""
+
+    @abstractmethod
+    async def revoke_token(self, id: str, revoked_at: str) -> bool:
+        """Mark a token revoked; False when there is none of that id."""
+
+    @abstractmethod
+    async def check(self) -> None:
+        """Return when the database answers and takes writes; raise otherwise."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Finish what was begun and let go of the database. No other call may follow."""

@@ -1,0 +1,132 @@
+"""The only wiring: stores, use cases, routes and the layers around them, from one configuration."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from litestar import Litestar
+from litestar.di import Provide
+from litestar.middleware.rate_limit import RateLimitConfig
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.types import ASGIApp
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
+from aq_data.storage.arrays.blobs import BlobStore, FolderBlobs, MemoryBlobs
+from aq_data.storage.arrays.store import ArrayStore
+from aq_data.storage.metadata.sqlite import SqliteStore
+from aq_data.storage.metadata.store import MetadataStore
+from aq_server.auth import Guard
+from aq_server.config import ServerConfig
+from aq_server.observe import Observer
+from aq_server.problems import handle
+from aq_server.routes.arrays import ArrayRoutes, ZarrRoutes
+from aq_server.routes.datafiles import DataFileRoutes, FileRoutes
+from aq_server.routes.docs import ReferencePage
+from aq_server.routes.operation import OperationRoutes
+from aq_server.routes.search import SearchRoutes
+from aq_server.service.datafiles import DataFiles
+from aq_server.service.maintenance import Maintenance
+from aq_server.service.reading import Reading
+from aq_server.service.searching import Searching
+from aq_server.service.tokens import Tokens
+
+__all__ = ["Application", "Stores", "build_app", "open_stores"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """The two stores of a deployment and what works on them directly."""
+
+    metadata: MetadataStore
+    arrays: ArrayStore
+
+    @property
+    def maintenance(self) -> Maintenance:
+        return Maintenance(self.metadata, self.arrays)
+
+    @property
+    def tokens(self) -> Tokens:
+        return Tokens(self.metadata)
+
+    async def close(self) -> None:
+        """Finish what was begun."""
+        await self.metadata.close()
+        await self.arrays.blobs.close()
+
+
+def open_stores(config: ServerConfig) -> Stores:
+    """`data/metadata.sqlite` and `data/blobs/`, made when absent; or both in memory."""
+    if config.memory:
+        return Stores(SqliteStore(None), ArrayStore(MemoryBlobs()))
+    folder = Path(config.data).expanduser()
+    blobs: BlobStore = FolderBlobs(folder / "blobs")
+    scratch = folder / "scratch"
+    scratch.mkdir(exist_ok=True)
+    return Stores(SqliteStore(folder / "metadata.sqlite"), ArrayStore(blobs, scratch))
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """The ASGI application. Opens nothing until its lifespan begins, closes what it opened at its end."""
+
+    asgi: ASGIApp
+    litestar: Litestar
+
+
+def build_app(config: ServerConfig, stores: Stores, *, ask_for_tokens: bool) -> Application:
+    """The application over open stores, which it closes when its lifespan ends."""
+    registry = CollectorRegistry()
+    for collector in (GCCollector, PlatformCollector, ProcessCollector):
+        collector(registry=registry)
+    datafiles = DataFiles(stores.metadata, stores.arrays)
+    reading, searching = Reading(datafiles), Searching(stores.metadata)
+    provided: dict[str, Any] = {
+        "datafiles": datafiles,
+        "reading": reading,
+        "searching": searching,
+        "config": config,
+        "registry": registry,
+    }
+
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await stores.close()
+
+    app = Litestar(
+        route_handlers=[OperationRoutes, DataFileRoutes, FileRoutes, ArrayRoutes, ZarrRoutes, SearchRoutes],
+        dependencies={name: Provide(_constant(value), sync_to_thread=False) for name, value in provided.items()},
+        exception_handlers={Exception: handle},
+        lifespan=[lifespan],
+        middleware=[RateLimitConfig(rate_limit=("second", config.rate_limit)).middleware] if config.rate_limit else [],
+        openapi_config=_openapi(),
+        logging_config=None,
+        request_max_body_size=1 << 20,  # of routes that read no body; the others limit their own
+    )
+    guarded = Guard(app, stores.tokens.check if ask_for_tokens else None, (config.host, *config.allowed_hosts))
+    return Application(Observer(guarded, registry), app)
+
+
+def _constant(value: Any) -> Any:
+    def provide() -> Any:
+        return value
+
+    return provide
+
+
+def _openapi() -> OpenAPIConfig:
+    return OpenAPIConfig(
+        title="aq-data",
+        version=version("aq-data"),
+        description="The data server of a measurement lab: save DataFiles, find them by any setting, read slices.",
+        path="/docs",
+        render_plugins=[ReferencePage(path="/"), JsonRenderPlugin(path="/openapi.json")],
+    )

@@ -1,0 +1,121 @@
+"""Configuration: file, then environment, then flags, each stronger than the one before. Built once, in `__main__`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from aq_data.errors import ConfigError
+
+__all__ = ["ClientConfig", "Config", "ServerConfig", "default_path", "load_config"]
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The table `server`."""
+
+    host: str = "127.0.0.1"
+    """Address to bind. Loopback may run open; any other starts only when a token exists."""
+    port: Port = 5000
+    """TCP port; 0 takes any free one."""
+    data: str = "aq-data"
+    """Folder of the database and the blobs; `~` is the home folder. Made when absent."""
+    memory: bool = False
+    """Keep everything in memory and forget it at the end."""
+    require_token: bool = False
+    """Ask for tokens on loopback too."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Further host names an open server answers to, beyond localhost."""
+    max_save_bytes: Positive = 1 << 40
+    """Largest body of one save or attached file, in bytes."""
+    max_document_bytes: Positive = 16 << 20
+    """Largest JSON document, filter or patch, in bytes."""
+    rate_limit: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Requests per second of one client address; 0 is no limit."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level that is logged, as JSON lines on standard error."""
+
+
+class ClientConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The table `client`, read by `aq_data.connect()`."""
+
+    url: str | None = None
+    """Address of a server, or a folder for the embedded mode."""
+    token_file: str | None = None
+    """File that holds a token, readable by its owner only."""
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A whole configuration file."""
+
+    server: ServerConfig = ServerConfig()
+    client: ClientConfig = ClientConfig()
+
+
+def default_path() -> Path:
+    """`AQ_DATA_CONFIG`, else `~/.aq_config/data_server.json`, else the `.toml` beside it."""
+    named = os.environ.get("AQ_DATA_CONFIG")
+    if named:
+        return Path(named)
+    folder = Path.home() / ".aq_config"
+    toml = folder / "data_server.toml"
+    json_path = folder / "data_server.json"
+    return toml if toml.exists() and not json_path.exists() else json_path
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = path.read_bytes()
+        decoded = msgspec.toml.decode(content) if path.suffix == ".toml" else msgspec.json.decode(content)
+    except OSError as exc:
+        raise ConfigError(f"the configuration {path} cannot be read: {exc.strerror}") from exc
+    except msgspec.DecodeError as exc:
+        raise ConfigError(f"the configuration {path} is not valid {path.suffix[1:].upper()}: {exc}") from exc
+    if not isinstance(decoded, dict):
+        raise ConfigError(f"the configuration {path} must hold an object with the tables server and client")
+    return decoded
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """`AQ_DATA_SERVER__PORT=8000` as `{"server": {"port": 8000}}`; a list is written as JSON."""
+    tables: dict[str, dict[str, Any]] = {}
+    for name, text in environ.items():
+        if name.startswith("AQ_DATA_") and "__" in name:
+            table, _, key = name.removeprefix("AQ_DATA_").lower().partition("__")
+            tables.setdefault(table, {})[key] = json.loads(text) if text.startswith("[") else text
+    where = "in the environment (AQ_DATA_<TABLE>__<KEY>)"
+    # Text is all an environment has: here, and only here, "8000" may stand for a number.
+    typed: dict[str, dict[str, Any]] = msgspec.to_builtins(_convert(tables, where, strict=False))
+    return {table: {key: typed[table][key] for key in values} for table, values in tables.items()}
+
+
+def load_config(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]) -> Config:
+    """Merge file, environment and `flags` (keys of `server`; None is "not given"). ConfigError names the key at fault.
+
+    `path` None takes the default file, which may be absent; a named one may not.
+    """
+    merged: dict[str, Any] = {}
+    chosen = path or default_path()
+    if path is not None or chosen.exists():
+        merged = _read(chosen)
+        _convert(merged, f"in {chosen}")
+    environment = _from_environment(environ)
+    given = {"server": {key: value for key, value in flags.items() if value is not None}}
+    for source in (environment, given):
+        for table, values in source.items():
+            merged[table] = {**merged.get(table, {}), **values}
+    return _convert(merged, "from file, environment and flags")
+
+
+def _convert(tables: dict[str, Any], where: str, strict: bool = True) -> Config:
+    try:
+        return msgspec.convert(tables, Config, strict=strict)
+    except msgspec.ValidationError as exc:
+        raise ConfigError(f"the configuration {where} is wrong: {exc}") from exc

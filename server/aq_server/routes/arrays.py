@@ -1,0 +1,168 @@
+"""Array slices in several formats, and the Zarr view."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+from litestar import Controller, Request, Response, get, put
+from litestar.datastructures.headers import Accept
+from litestar.openapi.spec import Schema
+from litestar.response import Stream
+
+from aq_data.errors import ConflictError, NotAcceptableError, TooLargeError
+from aq_data.models.arrays import parse_dtype
+from aq_data.wire.codec import ARROW, CSV, JSON, NPY, RAW, array_pieces
+from aq_data.wire.routes import DATAFILES
+from aq_server.routes.bodies import matches_etag
+from aq_server.routes.datafiles import byte_range
+from aq_server.routes.formats import arrow_stream, as_csv, as_json, npy_header
+from aq_server.routes.openapi import BINARY, header, operation, refusals
+from aq_server.service.datafiles import DataFiles
+from aq_server.service.reading import Reading, Slice
+
+__all__ = ["ArrayRoutes", "ZarrRoutes"]
+
+FORMATS = {"raw": RAW, "npy": NPY, "json": JSON, "csv": CSV, "arrow": ARROW}
+
+WHOLE_BYTES = 1 << 20
+"""Up to this size an answer is one piece; beyond, values stream while the next are read."""
+TEXT_FORM_BYTES = 64 << 20
+"""JSON, CSV and Arrow are made in memory: of at most this many bytes of values."""
+
+
+class ArrayRoutes(Controller):
+    """`/datafiles/{id}/arrays/{name}`."""
+
+    path = f"{DATAFILES}/{{datafile_id:str}}/arrays"
+    tags = ["Arrays"]
+
+    @get(
+        "/{name:str}",
+        operation_id="readArray",
+        summary="A slice of one array",
+        description="`sel` has one entry per axis, each applied in turn: `0:10`, `::2`, `-1`, `[3,1,4]`, `...`; missing or "
+        "empty it is everything. The format follows `Accept`, or `format` where that is easier. Raw values are C order, "
+        "little-endian; `Array-Dtype` and `Array-Shape` describe them. `ETag` is known without reading the values.",
+        responses=refusals(400, 404, 406, 413),
+        operation_class=operation(
+            success={
+                200: ("The values.", dict.fromkeys((RAW, NPY, CSV, ARROW), BINARY) | {JSON: Schema()}),
+                304: ("Unchanged.", {}),
+            },
+            headers=(header("If-None-Match", "An ETag got earlier: 304 if the values are the same."),),
+        ),
+    )
+    async def read(
+        self, request: Request[Any, Any, Any], reading: Reading, datafile_id: str, name: str, sel: str = "", format: str = ""
+    ) -> Response[bytes] | Stream:
+        part = await reading.slice(datafile_id, name, sel)
+        media = _choose(request.headers.get("accept", "*/*"), format, part)
+        etag = f'"{part.tag}.{media.rsplit("/", 1)[-1][:12]}"'
+        headers = {
+            "ETag": etag,
+            "Cache-Control": "private, no-cache",
+            "Vary": "Accept",
+            "Array-Dtype": part.array.dtype,
+            "Array-Shape": ",".join(map(str, part.selection.shape)),
+        }
+        if matches_etag(request, etag):
+            return Response(b"", status_code=304, headers=headers)
+        if media in (RAW, NPY):
+            return await _raw(part, media, headers)
+        values = await _bounded(part, media)
+        if media == JSON:
+            content = as_json(values)
+        elif media == CSV:
+            content = as_csv(values)
+        else:
+            content = arrow_stream(values, name, part.array.dims)
+        return Response(content, media_type=media, headers=headers)
+
+    @put("/{name:str}", include_in_schema=False, status_code=200)
+    async def write(self, datafiles: DataFiles, datafile_id: str, name: str) -> None:
+        """Refused for every array there is: says so in the words of this program."""
+        await datafiles.get(datafile_id)
+        raise ConflictError(
+            f"array {name[:80]!r} is finished and never changes; save a new DataFile with derived_from=[{datafile_id!r}]",
+            code="finished",
+        )
+
+
+def _choose(accept: str, format: str, part: Slice) -> str:
+    """The media type to answer with."""
+    is_text = parse_dtype(part.array.dtype, part.array.name).kind in "OT"
+    possible = [JSON, ARROW, CSV] if is_text else [RAW, NPY, JSON, CSV, ARROW]
+    if format:
+        media = FORMATS.get(format)
+        if media is None:
+            raise NotAcceptableError(f"format is one of {', '.join(FORMATS)}, not {format[:40]!r}")
+    else:
+        media = Accept(accept).best_match(possible)
+    if media is None or media not in possible:
+        reason = "variable-length text has no raw form; " if is_text else ""
+        raise NotAcceptableError(f"{reason}this array can be sent as {', '.join(possible)}")
+    return media
+
+
+async def _raw(part: Slice, media: str, headers: dict[str, str]) -> Response[bytes] | Stream:
+    dtype = parse_dtype(part.array.dtype, part.array.name)
+    head = npy_header(dtype, part.selection.shape) if media == NPY else b""
+    length = len(head) + int(np.prod(part.selection.full_shape, dtype=object)) * dtype.itemsize
+    if length <= WHOLE_BYTES:
+        return Response(head + (await part.read()).tobytes(), media_type=media, headers=headers)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        if head:
+            yield head
+        async for values in part.stream():
+            for piece in array_pieces(values):
+                yield bytes(piece)
+
+    return Stream(pieces(), media_type=media, headers={**headers, "Content-Length": str(length)})
+
+
+async def _bounded(part: Slice, media: str) -> np.ndarray[Any, Any]:
+    itemsize = parse_dtype(part.array.dtype, part.array.name).itemsize
+    size = int(np.prod(part.selection.full_shape, dtype=object)) * itemsize
+    if size > TEXT_FORM_BYTES:
+        raise TooLargeError(f"{media} is limited to {TEXT_FORM_BYTES >> 20} MiB of values; select less, or ask for {RAW}")
+    return await part.read()
+
+
+class ZarrRoutes(Controller):
+    """`/datafiles/{id}/zarr/…`: the DataFile as a Zarr v3 store, for any reader that speaks HTTP."""
+
+    path = f"{DATAFILES}/{{datafile_id:str}}/zarr"
+    tags = ["Zarr"]
+
+    @get(
+        "/{key:path}",
+        operation_id="readZarrKey",
+        summary="One key of the Zarr v3 store",
+        description="404 only for what does not exist: a reader takes it for fill values. Ranges are served.",
+        responses=refusals(404, 416),
+        operation_class=operation(
+            success={
+                200: ("The content.", {JSON: Schema(), RAW: BINARY}),
+                206: ("The range.", {RAW: BINARY, JSON: BINARY}),
+                304: ("Unchanged.", {}),
+            },
+            headers=(header("Range", "`bytes=a-b`, `bytes=a-` or `bytes=-n`."), header("If-None-Match", "An ETag.")),
+        ),
+    )
+    async def read(self, request: Request[Any, Any, Any], reading: Reading, datafile_id: str, key: str) -> Response[bytes]:
+        blob = await reading.zarr(datafile_id, key.lstrip("/"))
+        etag = f'"{blob.tag}"'
+        lasting = "private, max-age=31536000, immutable" if blob.is_final else "no-cache"
+        headers = {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": lasting}
+        if matches_etag(request, etag):
+            return Response(b"", status_code=304, headers=headers)
+        media = RAW if blob.is_final else JSON
+        wanted = byte_range(request, len(blob.content))
+        if wanted is None:
+            return Response(blob.content, media_type=media, headers=headers)
+        start, stop = wanted
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(blob.content)}"
+        return Response(blob.content[start:stop], status_code=206, media_type=media, headers=headers)

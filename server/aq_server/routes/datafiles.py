@@ -1,0 +1,290 @@
+"""Save, get, patch and delete DataFiles; attached files."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+from litestar import Controller, Request, Response, delete, get, patch, post, put
+from litestar.openapi.spec import Schema
+from litestar.openapi.spec.enums import OpenAPIType
+from litestar.response import Stream
+
+from aq_data.errors import AqDataError, UnsupportedMediaError, ValidationError
+from aq_data.models.datafile import DataFile, NewDataFile
+from aq_data.wire.codec import JSON
+from aq_data.wire.routes import DATAFILES
+from aq_server.config import ServerConfig
+from aq_server.routes.bodies import (
+    AnyRequest,
+    FormPart,
+    body_pieces,
+    decode_json,
+    form_events,
+    if_match,
+    json_body,
+    matches_etag,
+    media_type,
+)
+from aq_server.routes.openapi import BINARY, header, json_object, operation, refusals
+from aq_server.service.datafiles import DataFiles, Save
+
+__all__ = ["DataFileRoutes", "FileRoutes"]
+
+_DOCUMENT = json_object("The DataFile's document: typed fields, `metadata`, and what the server adds.")
+_NEW = json_object(
+    "Typed fields, free `metadata`, and the declared `arrays` (name, dtype, shape, dims, attrs, role, chunks, codec).",
+    example={"name": "T1 vs flux", "tags": ["q3"], "metadata": {"chip": "C7"}},
+)
+_FORM = Schema(
+    type=OpenAPIType.OBJECT,
+    description="`document` (JSON) first; then for each declared array its values as `array:<i>`, raw, C order, "
+    "little-endian; then attached files as `file:<i>`, each with a filename.",
+    properties={"document": _NEW, "array:0": BINARY, "file:0": BINARY},
+    required=["document"],
+)
+
+
+def document_response(document: DataFile, status: int) -> Response[bytes]:
+    """A document as JSON, its revision as ETag."""
+    headers = {"ETag": f'"{document.revision}"', "Cache-Control": "no-cache"}
+    if status == 201:
+        headers["Location"] = f"{DATAFILES}/{document.id}"
+    return Response(msgspec.json.encode(document), status_code=status, media_type=JSON, headers=headers)
+
+
+class DataFileRoutes(Controller):
+    """`/datafiles` and `/datafiles/{id}`."""
+
+    path = DATAFILES
+    tags = ["DataFiles"]
+
+    @post(
+        operation_id="saveDataFile",
+        summary="Save a DataFile in one request",
+        description="Atomic: 201 means that everything is on disk and visible, any other status that nothing is. With an "
+        "`id` made by the client (a UUIDv7) a retry is harmless: the same content is answered again with 200.",
+        request_max_body_size=None,
+        responses=refusals(409, 413, 415),
+        operation_class=operation(
+            body={"multipart/form-data": _FORM, JSON: _NEW},
+            success={201: ("Saved.", {JSON: _DOCUMENT}), 200: ("It had been saved before.", {JSON: _DOCUMENT})},
+        ),
+    )
+    async def save(self, request: Request[Any, Any, Any], datafiles: DataFiles, config: ServerConfig) -> Response[bytes]:
+        user = request.scope["state"].get("user")
+        media = media_type(request)
+        if media == JSON:
+            new = await json_body(request, NewDataFile, config.max_document_bytes)
+            save = await datafiles.begin_save(new, user)
+        elif media == "multipart/form-data":
+            save = await _receive(request, datafiles, config, user)
+        else:
+            raise UnsupportedMediaError(f"send {JSON} for metadata alone, multipart/form-data with arrays or files")
+        try:
+            document, is_new = await save.commit()
+        except BaseException:
+            await save.discard()
+            raise
+        return document_response(document, 201 if is_new else 200)
+
+    @get(
+        "/{datafile_id:str}",
+        operation_id="getDataFile",
+        summary="The document of a DataFile",
+        responses=refusals(404),
+        operation_class=operation(
+            success={200: ("The document.", {JSON: _DOCUMENT}), 304: ("Unchanged.", {})},
+            headers=(header("If-None-Match", "An ETag got earlier: 304 if unchanged."),),
+        ),
+    )
+    async def read(
+        self, request: Request[Any, Any, Any], datafiles: DataFiles, datafile_id: str, include_deleted: bool = False
+    ) -> Response[bytes]:
+        record = await datafiles.get(datafile_id, include_deleted)
+        if matches_etag(request, f'"{record.document.revision}"'):
+            return Response(b"", status_code=304, headers={"ETag": f'"{record.document.revision}"'})
+        return document_response(record.document, 200)
+
+    @patch(
+        "/{datafile_id:str}",
+        operation_id="patchDataFile",
+        summary="Change metadata by a JSON merge patch (RFC 7396)",
+        responses=refusals(404, 409, 412, 413, 415),
+        operation_class=operation(
+            body={"application/merge-patch+json": json_object("Null deletes a key."), JSON: json_object("The same.")},
+            success={200: ("The changed document.", {JSON: _DOCUMENT})},
+            headers=(header("If-Match", "The revision the change is meant for; 412 if it is not the current one."),),
+        ),
+    )
+    async def change(
+        self, request: Request[Any, Any, Any], datafiles: DataFiles, config: ServerConfig, datafile_id: str
+    ) -> Response[bytes]:
+        media = ("application/merge-patch+json", JSON)
+        merge = await json_body(request, dict[str, Any], config.max_document_bytes, media)
+        return document_response(await datafiles.patch(datafile_id, merge, if_match(request)), 200)
+
+    @delete(
+        "/{datafile_id:str}",
+        operation_id="deleteDataFile",
+        summary="Delete a DataFile, leaving a tombstone",
+        responses=refusals(404, 409, 412),
+        operation_class=operation(headers=(header("If-Match", "The revision that may be deleted."),)),
+    )
+    async def remove(self, request: Request[Any, Any, Any], datafiles: DataFiles, datafile_id: str) -> None:
+        await datafiles.delete(datafile_id, if_match(request))
+
+
+async def _receive(request: AnyRequest, datafiles: DataFiles, config: ServerConfig, user: str | None) -> Save:
+    """Feed a streaming form into a save; what was stored is undone when the form turns out wrong."""
+    save: Save | None = None
+    document: bytearray | None = None
+    try:
+        async for event in form_events(request, config.max_save_bytes):
+            if isinstance(event, FormPart):
+                if save is None:
+                    if event.name != "document" or document is not None:
+                        raise ValidationError(f"the first part must be `document`, not {event.name[:40]!r}")
+                    document = bytearray()
+                else:
+                    await _begin_part(save, event)
+            elif save is None:
+                assert document is not None
+                if event is not None:
+                    document += event
+                    if len(document) > config.max_document_bytes:
+                        raise ValidationError(f"the document is over the limit of {config.max_document_bytes} bytes")
+                else:
+                    new = decode_json(bytes(document), NewDataFile, "document")
+                    save = await datafiles.begin_save(new, user)
+            elif event is not None:
+                await save.write(event)
+            else:
+                await save.end_part()
+        if save is None:
+            raise ValidationError("the form has no part `document`")
+    except BaseException:
+        if save is not None:
+            await save.discard()
+        raise
+    return save
+
+
+_ARRAY_PART = re.compile(r"array:(\d{1,5})", re.ASCII)
+
+
+async def _begin_part(save: Save, part: FormPart) -> None:
+    array = _ARRAY_PART.fullmatch(part.name)
+    if array:
+        await save.begin_array(int(array[1]))
+    elif part.name.startswith("file:"):
+        if part.filename is None:
+            raise ValidationError(f"the part {part.name[:40]!r} needs a filename")
+        await save.begin_file(part.filename, part.content_type)
+    else:
+        raise ValidationError(f"unknown part {part.name[:40]!r}; parts are document, array:<i> and file:<i>")
+
+
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
+
+
+def byte_range(request: AnyRequest, size: int) -> tuple[int, int] | None:
+    """The half-open range that `Range` asks for: `a-b`, `a-` or `-n`; None for everything (also for forms we do not serve).
+
+    Raises RangeError when it lies outside.
+    """
+    match = _RANGE.fullmatch(request.headers.get("range", "").strip())
+    if match is None or match[0] == "bytes=-":
+        return None
+    first, last = match[1], match[2]
+    if not first:
+        start, stop = max(0, size - int(last)), size
+    else:
+        start, stop = int(first), min(size, int(last) + 1) if last else size
+    if start >= stop:
+        raise RangeError(size)
+    return start, stop
+
+
+class RangeError(AqDataError):
+    """A range outside the content; `size` is the content's length in bytes."""
+
+    status_hint = 416
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"the range lies outside the content of {size} bytes", code="bad_selection", size=size)
+        self.headers = {"Content-Range": f"bytes */{size}"}
+
+
+class FileRoutes(Controller):
+    """`/datafiles/{id}/files/{name}`."""
+
+    path = f"{DATAFILES}/{{datafile_id:str}}/files"
+    tags = ["Files"]
+
+    @get(
+        "/{name:str}",
+        operation_id="getFile",
+        summary="An attached file, whole or a range of it",
+        responses=refusals(404, 416),
+        operation_class=operation(
+            success={
+                200: ("The content.", {"*/*": BINARY}),
+                206: ("The range.", {"*/*": BINARY}),
+                304: ("Unchanged.", {}),
+            },
+            headers=(header("Range", "`bytes=a-b`, `bytes=a-` or `bytes=-n`."), header("If-None-Match", "An ETag.")),
+        ),
+    )
+    async def read(
+        self, request: Request[Any, Any, Any], datafiles: DataFiles, datafile_id: str, name: str
+    ) -> Response[bytes] | Stream:
+        stored = await datafiles.open_file(datafile_id, name)
+        info = stored.info
+        etag = f'"{info.sha256}"'
+        headers = {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
+        if matches_etag(request, etag):
+            return Response(b"", status_code=304, headers=headers)
+        wanted = byte_range(request, info.size)
+        start, stop = wanted or (0, info.size)
+        headers["Content-Length"] = str(stop - start)
+        headers["Content-Disposition"] = _attachment(info.name)
+        # A browser must not run what a client uploaded as if it came from this server.
+        headers["X-Content-Type-Options"] = "nosniff"
+        headers["Content-Security-Policy"] = "sandbox"
+        if wanted:
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{info.size}"
+        return Stream(
+            stored.read(start, stop), status_code=206 if wanted else 200, media_type=info.content_type, headers=headers
+        )
+
+    @put(
+        "/{name:str}",
+        operation_id="putFile",
+        summary="Attach one more file",
+        description="The same content under the same name is harmless, other content is refused: attached files do not change.",
+        request_max_body_size=None,
+        responses=refusals(404, 409, 413),
+        operation_class=operation(
+            body={"*/*": BINARY},
+            success={
+                201: ("Attached.", {JSON: json_object("Name, size, content type and SHA-256.")}),
+                200: ("It was attached before.", {JSON: json_object("Name, size, content type and SHA-256.")}),
+            },
+        ),
+    )
+    async def attach(
+        self, request: Request[Any, Any, Any], datafiles: DataFiles, config: ServerConfig, datafile_id: str, name: str
+    ) -> Response[bytes]:
+        content_type = request.headers.get("content-type", "application/octet-stream")
+        body = body_pieces(request, config.max_save_bytes)
+        info, is_new = await datafiles.attach(datafile_id, name, content_type, body)
+        return Response(msgspec.json.encode(info), status_code=201 if is_new else 200, media_type=JSON)
+
+
+def _attachment(name: str) -> str:
+    """`Content-Disposition` by RFC 6266: the name in UTF-8, with an ASCII stand-in for old readers."""
+    plain = re.sub(r'[^ -~]|["\\]', "_", name)
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"

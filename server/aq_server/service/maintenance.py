@@ -1,0 +1,266 @@
+"""Operator's use cases: find and remove orphans, prove that what is recorded is there, rebuild a lost catalogue."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from aq_data.errors import AqDataError, CorruptionError, NotFoundError
+from aq_data.models.arrays import ArrayInfo, parse_dtype
+from aq_data.models.datafile import DataFile
+from aq_data.storage.arrays.chunking import chunk_grid
+from aq_data.storage.arrays.format import array_document, chunk_key, decode_chunk
+from aq_data.storage.arrays.store import ArrayStore, group_prefix
+from aq_data.storage.metadata.store import MetadataStore, Record
+
+__all__ = ["Finding", "Maintenance", "Orphan", "Reindexed"]
+
+TOMBSTONE = "tombstone.json"
+BATCH = 256
+
+
+class Orphan(msgspec.Struct, frozen=True):
+    """Blobs under `prefix` that no record names. `age` is seconds since the last of them was written."""
+
+    prefix: str
+    size: int
+    age: float
+    reason: str
+    removed: bool
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """Something `verify` found: `kind` is one of missing_group, stale_copy, missing_array, missing_chunk, damaged_chunk,
+    missing_file, damaged_file, no_blobs, orphan, half_deleted."""
+
+    kind: str
+    id: str
+    detail: str
+    repaired: bool = False
+
+
+class Reindexed(msgspec.Struct, frozen=True):
+    """What `reindex` did with one id: `outcome` is restored, tombstone, known, incomplete or unreadable."""
+
+    id: str
+    outcome: str
+    detail: str
+
+
+class _Copy(msgspec.Struct, frozen=True):
+    id: str
+    revision: int
+    digest: str
+    document: DataFile
+
+
+class _Attributes(msgspec.Struct, frozen=True):
+    aq_data: _Copy
+
+
+class _Group(msgspec.Struct, frozen=True):
+    attributes: _Attributes
+
+
+class Maintenance:
+    """Safe beside running servers: nothing is removed that a record names or could still come to name."""
+
+    def __init__(self, metadata: MetadataStore, arrays: ArrayStore) -> None:
+        self._metadata, self._arrays = metadata, arrays
+
+    # --- gc --------------------------------------------------------------------------------------------------------
+
+    async def gc(self, older_than: float, delete: bool) -> AsyncIterator[Orphan]:
+        """Orphans at least `older_than` seconds old, removed when `delete`.
+
+        A removed attempt is barred first: a save that is still running under it fails cleanly and is sent again.
+        """
+        for id in await self._arrays.blobs.children(""):
+            for attempt in await self._arrays.blobs.children(id):
+                if attempt == TOMBSTONE or id.startswith("."):
+                    continue
+                record = await self._metadata.get(id)
+                if record is None or record.attempt != attempt or record.document.state == "deleted":
+                    reason = "deleted" if record is not None and record.attempt == attempt else "never published"
+                    orphan = await self._collect(id, attempt, attempt, reason, older_than, delete)
+                    if orphan is not None:
+                        yield orphan
+                    continue
+                known = {info.key for info in record.document.files}
+                for key in await self._arrays.blobs.children(f"{id}/{attempt}/files"):
+                    if key not in known:
+                        prefix = f"{attempt}/files/{key}"
+                        orphan = await self._collect(id, prefix, key, "never attached", older_than, delete)
+                        if orphan is not None:
+                            yield orphan
+
+    async def _collect(
+        self, id: str, below: str, bar: str, reason: str, older_than: float, delete: bool
+    ) -> Orphan | None:
+        prefix = f"{id}/{below}"
+        size, newest = 0, 0.0
+        async for entry in self._arrays.blobs.walk(prefix):
+            size, newest = size + entry.size, max(newest, entry.modified)
+        age = max(0.0, time.time() - newest)
+        if age < older_than:
+            return None
+        if delete:
+            await self._metadata.bar(id, bar)
+            if await self._is_named(id, bar):
+                return None
+            await self._arrays.blobs.remove(prefix)
+        return Orphan(prefix, size, age, reason, delete)
+
+    async def _is_named(self, id: str, key: str) -> bool:
+        record = await self._metadata.get(id)
+        if record is None or record.document.state == "deleted":
+            return False
+        return record.attempt == key or any(info.key == key for info in record.document.files)
+
+    # --- verify ----------------------------------------------------------------------------------------------------
+
+    async def verify(self, repair: bool = False) -> AsyncIterator[Finding]:
+        """Read every stored byte and compare it with its checksum and its record; yields what does not agree."""
+        async for record in self._metadata.scan():
+            if record.document.state != "deleted":
+                async for finding in self._verify_record(record, repair):
+                    yield finding
+        async for orphan in self.gc(0.0, delete=False):
+            yield Finding("orphan", orphan.prefix.split("/")[0], f"{orphan.prefix} ({orphan.size} bytes, {orphan.reason})")
+
+    async def _verify_record(self, record: Record, repair: bool) -> AsyncIterator[Finding]:
+        document, blobs = record.document, self._arrays.blobs
+        prefix = group_prefix(document.id, record.attempt)
+        if not await blobs.children(f"{document.id}/{record.attempt}"):
+            yield Finding("no_blobs", document.id, f"nothing lies under {document.id}/{record.attempt}")
+            return
+        if TOMBSTONE in await blobs.children(document.id):
+            if repair:
+                await blobs.remove(f"{document.id}/{TOMBSTONE}")
+            yield Finding("half_deleted", document.id, "a deletion was begun and never committed", repair)
+        finding = await self._verify_copy(record, prefix, repair)
+        if finding is not None:
+            yield finding
+        for array in document.arrays:
+            async for finding in self._verify_array(document.id, prefix, array):
+                yield finding
+        for info in document.files:
+            key = f"{document.id}/{record.attempt}/files/{info.key}"
+            try:
+                digest, at = hashlib.sha256(), 0
+                while at < info.size:
+                    piece = await blobs.get(key, at, at + (8 << 20))
+                    if not piece:
+                        break
+                    digest.update(piece)
+                    at += len(piece)
+                if await blobs.size(key) != info.size or digest.hexdigest() != info.sha256:
+                    yield Finding("damaged_file", document.id, f"file {info.name!r} does not match its SHA-256")
+            except NotFoundError:
+                yield Finding("missing_file", document.id, f"file {info.name!r} is missing")
+
+    async def _verify_copy(self, record: Record, prefix: str, repair: bool) -> Finding | None:
+        document = record.document
+        try:
+            copy = _read_copy(await self._arrays.blobs.get(f"{prefix}/zarr.json"))
+            if copy.revision == document.revision and copy.document == document:
+                return None
+            finding = Finding("stale_copy", document.id, f"the copy has revision {copy.revision}, not {document.revision}")
+        except (NotFoundError, CorruptionError) as exc:
+            finding = Finding("missing_group", document.id, f"zarr.json of the group is missing or unreadable: {exc}")
+        if repair:
+            await self._arrays.write_copy(document, record.attempt, record.digest)
+        return msgspec.structs.replace(finding, repaired=repair)
+
+    async def _verify_array(self, id: str, prefix: str, array: ArrayInfo) -> AsyncIterator[Finding]:
+        blobs = self._arrays.blobs
+        try:
+            stored = msgspec.json.decode(await blobs.get(f"{prefix}/{array.name}/zarr.json"))
+            if stored != msgspec.json.decode(msgspec.json.encode(array_document(array))):
+                yield Finding("missing_array", id, f"zarr.json of array {array.name!r} is not what was stored")
+        except (NotFoundError, msgspec.DecodeError):
+            yield Finding("missing_array", id, f"zarr.json of array {array.name!r} is missing or unreadable")
+        dtype = parse_dtype(array.dtype, array.name)
+        keys = [f"{prefix}/{chunk_key(array.name, index)}" for index in np.ndindex(*chunk_grid(array.shape, array.chunks))]
+        for first in range(0, len(keys), BATCH):
+            for finding in await self._verify_chunks(id, array, dtype, keys[first : first + BATCH]):
+                yield finding
+
+    async def _verify_chunks(self, id: str, array: ArrayInfo, dtype: np.dtype[Any], keys: list[str]) -> list[Finding]:
+        present = [key for key in keys if await self._has(key)]
+        findings = [Finding("missing_chunk", id, f"chunk {key!r} is missing") for key in keys if key not in set(present)]
+
+        def consume(i: int, data: bytes) -> None:
+            try:
+                decode_chunk(data, array, dtype, present[i])
+            except CorruptionError as exc:
+                findings.append(Finding("damaged_chunk", id, str(exc)))
+
+        await self._arrays.blobs.get_many(present, consume)
+        return findings
+
+    async def _has(self, key: str) -> bool:
+        try:
+            await self._arrays.blobs.size(key)
+        except NotFoundError:
+            return False
+        return True
+
+    # --- reindex ---------------------------------------------------------------------------------------------------
+
+    async def reindex(self) -> AsyncIterator[Reindexed]:
+        """Insert a record for every complete DataFile among the blobs that the database does not have.
+
+        What is beside the blobs is all there is: changes newer than a metadata copy, tokens and tombstones of DataFiles
+        whose blobs are gone cannot come back.
+        """
+        for id in await self._arrays.blobs.children(""):
+            if id.startswith("."):
+                continue
+            if await self._metadata.get(id) is not None:
+                yield Reindexed(id, "known", "the database has it")
+                continue
+            names = await self._arrays.blobs.children(id)
+            found = [await self._candidate(id, name) for name in names if name != TOMBSTONE]
+            records = [record for record in found if isinstance(record, Record)]
+            if not records:
+                yield Reindexed(id, "incomplete", "; ".join(str(reason) for reason in found) or "no blobs but a tombstone")
+                continue
+            best = max(records, key=lambda r: (r.document.revision, r.document.created_at))
+            if TOMBSTONE in names:
+                buried = msgspec.structs.replace(best.document, state="deleted", revision=best.document.revision + 1)
+                best = msgspec.structs.replace(best, document=buried)
+            await self._metadata.insert(best)
+            outcome = "tombstone" if TOMBSTONE in names else "restored"
+            yield Reindexed(id, outcome, f"{best.document.name!r}, revision {best.document.revision}")
+
+    async def _candidate(self, id: str, attempt: str) -> Record | str:
+        """The record that an attempt's copy describes, or why it is none: an interrupted save may lack chunks."""
+        prefix = group_prefix(id, attempt)
+        try:
+            copy = _read_copy(await self._arrays.blobs.get(f"{prefix}/zarr.json"))
+        except AqDataError as exc:
+            return f"attempt {attempt}: {exc}"
+        if copy.document.id != id:
+            return f"attempt {attempt}: its copy is of {copy.document.id}"
+        present = {entry.key async for entry in self._arrays.blobs.walk(f"{id}/{attempt}")}
+        wanted = {f"{id}/{attempt}/files/{info.key}" for info in copy.document.files}
+        for array in copy.document.arrays:
+            grid = np.ndindex(*chunk_grid(array.shape, array.chunks))
+            wanted |= {f"{prefix}/{chunk_key(array.name, index)}" for index in grid}
+        if wanted - present:
+            return f"attempt {attempt}: {len(wanted - present)} of {len(wanted)} blobs are missing"
+        document = msgspec.structs.replace(copy.document, path=self._arrays.blobs.location(prefix))
+        return Record(document, attempt, copy.digest)
+
+
+def _read_copy(content: bytes) -> _Copy:
+    try:
+        return msgspec.json.decode(content, type=_Group).attributes.aq_data
+    except msgspec.DecodeError as exc:
+        raise CorruptionError(f"zarr.json holds no readable metadata copy: {exc}") from exc
