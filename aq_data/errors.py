@@ -185,9 +185,9 @@ class ConfigError(AqDataError):
     codes = ("bad_config",)
 
 
-ERROR_CODES: dict[str, type[AqDataError]] = {
-    code: cls for cls in (AqDataError, *AqDataError.__subclasses__()) for code in cls.codes
-}
+_CLASSES: list[type[AqDataError]] = [AqDataError, *AqDataError.__subclasses__()]
+
+ERROR_CODES: dict[str, type[AqDataError]] = {code: cls for cls in _CLASSES for code in cls.codes}
 """Every stable code and the class that carries it."""
 
 

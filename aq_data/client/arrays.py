@@ -12,10 +12,10 @@ import numpy as np
 from aq_data.client.http import Http
 from aq_data.client.progress import progress
 from aq_data.errors import ConflictError, UnavailableError
-from aq_data.models.arrays import parse_dtype, stored_dtype
-from aq_data.models.selection import Axis, Selection, format_selection, select
+from aq_data.models.arrays import parse_dtype
+from aq_data.models.selection import Axis, Selection, format_selection, parse_selection, select
 from aq_data.models.values import from_tagged
-from aq_data.wire.codec import JSON, RAW
+from aq_data.wire.codec import JSON, RAW, raw_view
 from aq_data.wire.routes import array_path
 
 __all__ = ["RemoteArray", "read_selection"]
@@ -60,7 +60,14 @@ class RemoteArray:
 
     def __getitem__(self, key: Any) -> Any:
         """The values, owned by the caller; a NumPy scalar when every axis is dropped. SelectionError names the shape."""
-        values = read_selection(self._http, self._id, self.name, self.dtype, select(key, self.shape, self.name))
+        return self._read(select(key, self.shape, self.name))
+
+    def select(self, text: str) -> Any:
+        """The same for the text form: `array.select("0:10,::2,-1")`."""
+        return self._read(parse_selection(text, self.shape, self.name))
+
+    def _read(self, selection: Selection) -> Any:
+        values = read_selection(self._http, self._id, self.name, self.dtype, selection)
         return values[()] if values.ndim == 0 else values
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -121,7 +128,7 @@ def _read_raw(
     http: Http, path: str, params: dict[str, str], dtype: np.dtype[Any], shape: tuple[int, ...]
 ) -> np.ndarray[Any, Any]:
     values = np.empty(shape, dtype)
-    buffer = memoryview(values.reshape(-1).view(stored_dtype(dtype))).cast("B")
+    buffer = raw_view(values)
     for attempt in range(TRIES):
         try:
             with (
@@ -149,4 +156,3 @@ def _read_text(
     values = np.empty(shape, dtype=object)
     values[...] = np.array(listed, dtype=object).reshape(shape)
     return values.astype(dtype)
-

@@ -9,12 +9,12 @@ from typing import Any
 
 import msgspec
 
+from aq_data.client.connections import Source, release
 from aq_data.client.datafile import DataFile, Hits
 from aq_data.client.http import Body, Http
 from aq_data.client.outgoing import OutgoingArray, OutgoingFile, outgoing_arrays, outgoing_files
 from aq_data.client.progress import progress
-from aq_data.client.source import Source
-from aq_data.errors import NotFoundError, ValidationError
+from aq_data.errors import ValidationError
 from aq_data.models.datafile import TYPED_FIELDS, check_id, make_id
 from aq_data.models.values import format_instant, from_tagged, to_tagged
 from aq_data.wire.codec import JSON, MultipartBody, Part
@@ -46,8 +46,6 @@ class Client:
 
     def close(self) -> None:
         """Let go of connections; in the embedded mode finish writing and let go of the folder."""
-        from aq_data.connect import release
-
         release(self._http)
 
     def save(
@@ -130,7 +128,7 @@ class Client:
             page = self._http.json("POST", SEARCH, {**question, "limit": wanted, "cursor": cursor})
             documents += page["items"]
             cursor = page["cursor"]
-            if cursor is None or limit is not None and len(documents) >= limit:
+            if cursor is None or (limit is not None and len(documents) >= limit):
                 break
         files = [self._file(document) for document in documents]
         return Hits(files, page["total"], page["total_is_exact"], cursor, documents)
@@ -184,4 +182,3 @@ def _form(document: bytes, arrays: list[OutgoingArray], files: list[OutgoingFile
             body.close()
 
     return Body(pieces, first.length, first.content_type)
-

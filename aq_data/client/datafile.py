@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from aq_data.client.arrays import RemoteArray
+from aq_data.client.connections import Source
 from aq_data.client.html import datafile_html, hits_html
 from aq_data.client.http import Http
 from aq_data.client.outgoing import outgoing_files
 from aq_data.client.progress import progress
-from aq_data.client.source import Source
 from aq_data.errors import NotFoundError
 from aq_data.models.values import from_tagged
 from aq_data.wire.routes import datafile_path, file_path
@@ -45,6 +45,10 @@ class DataFile:
     def document(self) -> dict[str, Any]:
         """The whole document as Python objects (dates, complex numbers, NaN…); a copy."""
         return dict(from_tagged(self._document))
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole document as the server gave it: JSON, with what JSON lacks tagged."""
+        return self._document
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -94,7 +98,7 @@ class DataFile:
         from aq_data.client.xarray import AqDataEntrypoint, dataset_of
 
         if chunks is None:
-            return dataset_of(self._http, self._document, self._source)
+            return dataset_of(self._document, self._source)
         return xr.open_dataset(
             self._source.address(self.id),
             engine=AqDataEntrypoint,
@@ -196,8 +200,6 @@ class Hits(Sequence[DataFile]):
         return hits_html(self._documents, self.total, self.total_is_exact)
 
 
-
-
 def _at(document: Mapping[str, Any], path: str) -> Any:
     """The value at a dotted path, looked up as a filter does: among the typed fields first, then in the metadata."""
     segments = [part.replace("\0", ".") for part in path.replace("\\.", "\0").split(".")]
@@ -209,5 +211,3 @@ def _at(document: Mapping[str, Any], path: str) -> Any:
             return None
         value = value[segment]
     return from_tagged(value)
-
-

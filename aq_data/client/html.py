@@ -36,7 +36,13 @@ def datafile_html(document: Mapping[str, Any]) -> str:
         dims = ", ".join(f"{dim}: {n}" for dim, n in zip(info["dims"], info["shape"], strict=True))
         units = info.get("attrs", {}).get("units", "")
         rows.append(_cells(info["name"], dims, info["dtype"], units, _bytes(info["nbytes"])))
-    facts = [document.get("station"), document.get("user"), _short(document), document.get("state"), *document.get("tags", [])]
+    facts = [
+        document.get("station"),
+        document.get("user"),
+        _short(document),
+        document.get("state"),
+        *document.get("tags", []),
+    ]
     settings = {key: document[key] for key in ("metadata", "instruments", "device") if document.get(key)}
     shown = msgspec.json.format(msgspec.json.encode(settings), indent=2).decode()
     files = ", ".join(escape(info["name"]) for info in document.get("files", []))
@@ -54,6 +60,8 @@ def hits_html(documents: Sequence[Mapping[str, Any]], total: int, is_exact: bool
     for document in documents[:50]:
         arrays = ", ".join(info["name"] for info in document.get("arrays", []))
         tags = ", ".join(document.get("tags", []))
-        rows.append(_cells(document.get("name", ""), _short(document), document.get("station", ""), tags, arrays, document["id"]))
+        rows.append(
+            _cells(document.get("name", ""), _short(document), document.get("station", ""), tags, arrays, document["id"])
+        )
     more = "" if is_exact else "+"
     return f"<div>{len(documents)} of {total}{more} DataFiles<table>{''.join(rows)}</table></div>"

@@ -60,12 +60,14 @@ def outgoing_arrays(
 
     `dataset` is an `xarray.Dataset` or `DataArray`, a dict of arrays or of `(dims, array[, attrs])`, or None.
     """
+    entries: list[_Entry] = []
+    attrs: dict[str, Any] = {}
     if dataset is None:
-        entries, attrs = [], {}
+        pass
     elif hasattr(dataset, "data_vars") or hasattr(dataset, "to_dataset"):
         entries, attrs = _from_xarray(dataset)
     elif isinstance(dataset, Mapping):
-        entries, attrs = [_from_mapping(name, value) for name, value in dataset.items()], {}
+        entries = [_from_mapping(name, value) for name, value in dataset.items()]
     else:
         raise ValidationError(f"save takes an xarray.Dataset, a dict of arrays or None, not a {type(dataset).__name__}")
     arrays = [_declare(entry, chunks or {}, codec) for entry in entries]
@@ -90,7 +92,9 @@ def _from_xarray(dataset: Any) -> tuple[list[_Entry], dict[str, Any]]:
         dataset = dataset.to_dataset(name=dataset.name or "data")
     for name, index in dataset.xindexes.items():
         if type(index).__name__ == "PandasMultiIndex":
-            raise ValidationError(f"coordinate {name!r} is a MultiIndex, which cannot be kept; call reset_index({name!r}) first")
+            raise ValidationError(
+                f"coordinate {name!r} is a MultiIndex, which cannot be kept; call reset_index({name!r}) first"
+            )
     entries = [
         _Entry(name, tuple(variable.dims), variable, variable.attrs, "coordinate" if name in dataset.coords else "data")
         for name, variable in dataset.variables.items()

@@ -13,8 +13,7 @@ from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 
 from aq_data.client.arrays import read_selection
-from aq_data.client.http import Http
-from aq_data.client.source import Source
+from aq_data.client.connections import Source
 from aq_data.errors import ValidationError
 from aq_data.models.arrays import parse_dtype
 from aq_data.models.selection import select
@@ -42,9 +41,7 @@ class LazyArray(BackendArray):
         return read_selection(self._source.http(), self._id, self._name, self.dtype, selection)
 
 
-def dataset_of(
-    http: Http, document: dict[str, Any], source: Source, drop_variables: Iterable[str] | None = None
-) -> xr.Dataset:
+def dataset_of(document: dict[str, Any], source: Source, drop_variables: Iterable[str] | None = None) -> xr.Dataset:
     """A dataset whose values are read when they are used; index coordinates are read now, as xarray's indexes need them."""
     dropped = set(drop_variables or ())
     variables: dict[str, xr.Variable] = {}
@@ -75,7 +72,7 @@ class AqDataEntrypoint(BackendEntrypoint):
     description = "DataFiles of an aq-data server, read lazily"
     open_dataset_parameters = ("filename_or_obj", "drop_variables", "token", "source", "document")
 
-    def open_dataset(  # type: ignore[override]
+    def open_dataset(
         self,
         filename_or_obj: Any,
         *,
@@ -99,7 +96,7 @@ class AqDataEntrypoint(BackendEntrypoint):
             source = Source(match["server"], token or os.environ.get("AQ_DATA_TOKEN"))
             document = source.http().json("GET", datafile_path(match["id"].lower()))
         assert document is not None
-        return dataset_of(source.http(), document, source, drop_variables)
+        return dataset_of(document, source, drop_variables)
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
         """True for our own addresses only: xarray asks every engine about every address."""

@@ -81,7 +81,7 @@ def parse_dtype(text: str, name: str) -> np.dtype[Any]:
         dtype = np.dtypes.StringDType() if text == "|T16" else np.dtype(text)
     except (TypeError, ValueError, SyntaxError) as exc:
         raise _unsupported(name, text, "NumPy knows no such dtype") from exc
-    if dtype.kind == "T" or dtype.str == text and dtype.kind in "biufcmMUS" and _is_kept(dtype):
+    if dtype.kind == "T" or (dtype.str == text and dtype.kind in "biufcmMUS" and _is_kept(dtype)):
         return dtype
     if dtype.kind in "biufcmMUS" and _is_kept(dtype):
         raise _unsupported(name, text, f"write it as {dtype.newbyteorder('<').str!r}, its little-endian dtype.str")
@@ -103,9 +103,14 @@ def stored_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
     A fixed-width text item becomes several stored items.
     """
-    return {"M": np.dtype("<i8"), "m": np.dtype("<i8"), "U": np.dtype("<u4"), "S": np.dtype("u1"), "b": np.dtype("u1")}.get(
-        dtype.kind, dtype
-    )
+    stored: dict[str, np.dtype[Any]] = {
+        "M": np.dtype("<i8"),
+        "m": np.dtype("<i8"),
+        "U": np.dtype("<u4"),
+        "S": np.dtype("u1"),
+        "b": np.dtype("u1"),
+    }
+    return stored.get(dtype.kind, dtype)
 
 
 def is_text(dtype: np.dtype[Any]) -> bool:

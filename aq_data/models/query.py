@@ -1,12 +1,12 @@
-"""The filter language: the familiar MongoDB form, parsed once into a small tree that each store compiles.
+r"""The filter language: the familiar MongoDB form, parsed once into a small tree that each store compiles.
 
     {"chip": "C7"}                                   equality; a bare unknown key means metadata.<key>
     {"instruments.vna.settings.power.value": {"$gte": -40, "$lt": -20}}
     {"$or": [{"flag": "red"}, {"tags": {"$in": ["q3", "q4"]}}], "comment": {"$exists": true}}
 
-Operators: `$eq $ne $gt $gte $lt $lte $in $nin $exists $not` on a path, `$and $or $nor $not` on filters. Path segments are
-separated by dots; a dot inside a key is written `\\.`. Values compare by type: numbers with numbers, text with text; equality
-on a list matches the whole list or any element; null matches null and missing.
+Operators: `$eq $ne $gt $gte $lt $lte $in $nin $exists $not` on a path, `$and $or $nor $not` on filters. Path segments
+are separated by dots; a dot inside a key is written `\.`. Values compare by type: numbers with numbers, text with text;
+equality on a list matches the whole list or any element; null matches null and missing.
 
 What a document is found by are its *terms*: (path, kind, value) triples. Both stores index terms, and `matches` evaluates
 a tree over them, so that the three agree.
@@ -19,7 +19,7 @@ import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
@@ -199,7 +199,7 @@ def _microseconds(text: str, path: str) -> int:
         instant = parse_instant(text, path)
     except ValidationError as exc:
         raise QueryError(f"{path}: {exc}") from exc
-    delta = instant - datetime(1970, 1, 1, tzinfo=timezone.utc)
+    delta = instant - datetime(1970, 1, 1, tzinfo=UTC)
     return (delta.days * 86400 + delta.seconds) * 1_000_000 + delta.microseconds
 
 
@@ -387,8 +387,8 @@ def _holds(left: Any, op: Operator, right: Any) -> bool:
     if op == "eq":
         return bool(left == right)
     if op in ("gt", "gte"):
-        return bool(left > right or op == "gte" and left == right)
-    return bool(left < right or op == "lte" and left == right)
+        return bool(left > right or (op == "gte" and left == right))
+    return bool(left < right or (op == "lte" and left == right))
 
 
 def sort_key(found: frozenset[Term], key: SortKey) -> tuple[int, Any]:

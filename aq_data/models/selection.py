@@ -73,9 +73,7 @@ class Selection:
     @property
     def is_whole(self) -> bool:
         """Whether this is every element in stored order with no axis dropped."""
-        return all(
-            not a.drop and a.picks is None and a.start == 0 and a.step == 1 and a.count == a.size for a in self.axes
-        )
+        return all(not a.drop and a.picks is None and a.start == 0 and a.step == 1 and a.count == a.size for a in self.axes)
 
 
 def whole(shape: tuple[int, ...]) -> Selection:
@@ -100,9 +98,7 @@ def select(key: Any, shape: tuple[int, ...], name: str = "array") -> Selection:
     fill = [slice(None)] * (len(shape) - given)
     at = dots[0] if dots else len(entries)
     entries[at : at + 1] = fill
-    return Selection(
-        tuple(_axis(entry, n, i, name, shape) for i, (entry, n) in enumerate(zip(entries, shape, strict=True)))
-    )
+    return Selection(tuple(_axis(entry, n, i, name, shape) for i, (entry, n) in enumerate(zip(entries, shape, strict=True))))
 
 
 def _error(name: str, shape: tuple[int, ...], reason: str) -> SelectionError:
@@ -139,9 +135,7 @@ def _slice_axis(entry: slice, size: int, axis: int, name: str, shape: tuple[int,
     return Axis(size, start, step, len(range(start, stop, step))) if range(start, stop, step) else Axis(size, 0, 1, 0)
 
 
-def _list_axis(
-    entry: np.ndarray[Any, Any], size: int, axis: int, name: str, shape: tuple[int, ...]
-) -> Axis:
+def _list_axis(entry: np.ndarray[Any, Any], size: int, axis: int, name: str, shape: tuple[int, ...]) -> Axis:
     if entry.ndim == 0:
         return _axis(entry[()].item(), size, axis, name, shape)
     if entry.ndim != 1:
@@ -173,7 +167,7 @@ def _entries(text: str) -> Iterator[Any]:
     at = 0
     while True:
         match = _ENTRY.match(text, at)
-        if match is None or match.end() < len(text) and text[match.end()] != ",":
+        if match is None or (match.end() < len(text) and text[match.end()] != ","):
             found = text[at : at + 20]
             raise SelectionError(f"selection {text[:80]!r}: expected an integer, a:b:c, [i,j] or ... at {found!r}")
         if match["dots"] is not None:

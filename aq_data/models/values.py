@@ -14,7 +14,7 @@ import base64
 import binascii
 import math
 from collections.abc import Mapping
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from enum import Enum
 from pathlib import PurePath
 from typing import Any
@@ -24,7 +24,7 @@ import numpy as np
 
 from aq_data.errors import ValidationError
 
-__all__ = ["MAX_DEPTH", "TAGS", "check_value", "from_tagged", "parse_instant", "format_instant", "tag_of", "to_tagged"]
+__all__ = ["MAX_DEPTH", "TAGS", "check_value", "format_instant", "from_tagged", "parse_instant", "tag_of", "to_tagged"]
 
 MAX_DEPTH = 64
 """Nesting allowed in a document; deeper is refused, so that no reader needs unbounded recursion."""
@@ -45,7 +45,7 @@ def tag_of(value: Any) -> str | None:
 
 def format_instant(instant: datetime) -> str:
     """RFC 3339 in UTC with microseconds and `Z`: sorts as text in time order. A naive datetime is local time."""
-    return instant.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ").rjust(27, "0")
+    return instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ").rjust(27, "0")
 
 
 def parse_instant(text: str, where: str) -> datetime:
@@ -53,8 +53,8 @@ def parse_instant(text: str, where: str) -> datetime:
     try:
         instant = datetime.fromisoformat(text)
         if instant.tzinfo is None:
-            instant = instant.replace(tzinfo=timezone.utc)
-        return instant.astimezone(timezone.utc)
+            instant = instant.replace(tzinfo=UTC)
+        return instant.astimezone(UTC)
     except (ValueError, OverflowError, TypeError) as exc:
         raise ValidationError(f"{where}: {text!r} is not an ISO 8601 date, such as 2026-01-31T08:00:00Z") from exc
 
@@ -68,35 +68,34 @@ def to_tagged(value: Any, where: str = "metadata", *, keep_arrays: bool = False,
     """
     if depth > MAX_DEPTH:
         raise ValidationError(f"{where}: nested deeper than {MAX_DEPTH} levels")
-    if value is None or isinstance(value, (bool, int)) and type(value) in (bool, int):
-        return value
     if isinstance(value, (np.ndarray, np.generic)):
         return _numpy_to_tagged(value, where, keep_arrays, depth)
     if isinstance(value, Enum):
         return to_tagged(value.value, where, keep_arrays=keep_arrays, depth=depth + 1)
-    if isinstance(value, str):
-        return _text(str(value), where)
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else {"$float": _float_name(value)}
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, complex):
-        parts = (to_tagged(float(part), where) for part in (value.real, value.imag))
-        return {"$complex": list(parts)}
-    if isinstance(value, datetime):
-        return {"$date": format_instant(value)}
-    if isinstance(value, date):
-        return {"$date": format_instant(datetime(value.year, value.month, value.day, tzinfo=timezone.utc))}
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return {"$bytes": base64.b64encode(value).decode("ascii")}
-    if isinstance(value, (PurePath, UUID)):
-        return str(value)
     if isinstance(value, Mapping):
         return _mapping_to_tagged(value, where, keep_arrays, depth)
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [
-            to_tagged(item, f"{where}[{i}]", keep_arrays=keep_arrays, depth=depth + 1) for i, item in enumerate(value)
-        ]
+        return [to_tagged(item, f"{where}[{i}]", keep_arrays=keep_arrays, depth=depth + 1) for i, item in enumerate(value)]
+    return _scalar_to_tagged(value, where)
+
+
+def _scalar_to_tagged(value: Any, where: str) -> Any:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, (str, PurePath, UUID)):
+        return _text(str(value), where)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {"$float": _float_name(value)}
+    if isinstance(value, complex):
+        return {"$complex": [_scalar_to_tagged(part, where) for part in (value.real, value.imag)]}
+    if isinstance(value, datetime):
+        return {"$date": format_instant(value)}
+    if isinstance(value, date):
+        return {"$date": format_instant(datetime(value.year, value.month, value.day, tzinfo=UTC))}
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return {"$bytes": base64.b64encode(value).decode("ascii")}
     raise ValidationError(f"{where}: a {type(value).__name__} cannot be kept as JSON; convert it to numbers or text")
 
 
@@ -130,7 +129,7 @@ def _numpy_to_tagged(value: Any, where: str, keep: bool, depth: int) -> Any:
 def _instants(ticks: Any) -> Any:
     if isinstance(ticks, list):
         return [_instants(tick) for tick in ticks]
-    return None if ticks is None else {"$date": format_instant(ticks.replace(tzinfo=timezone.utc))}
+    return None if ticks is None else {"$date": format_instant(ticks.replace(tzinfo=UTC))}
 
 
 def _mapping_to_tagged(value: Mapping[Any, Any], where: str, keep: bool, depth: int) -> dict[str, Any]:

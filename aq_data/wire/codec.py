@@ -12,7 +12,19 @@ import numpy as np
 
 from aq_data.models.arrays import STRING, stored_dtype
 
-__all__ = ["ARROW", "CSV", "JSON", "NPY", "RAW", "MultipartBody", "Part", "array_pieces", "little_endian", "text_bytes"]
+__all__ = [
+    "ARROW",
+    "CSV",
+    "JSON",
+    "NPY",
+    "RAW",
+    "MultipartBody",
+    "Part",
+    "array_pieces",
+    "little_endian",
+    "raw_view",
+    "text_bytes",
+]
 
 RAW = "application/octet-stream"
 NPY = "application/x-npy"
@@ -37,13 +49,18 @@ def array_pieces(array: np.ndarray[Any, Any]) -> Iterator[memoryview]:
     if array.size == 0:
         return
     if array.flags.c_contiguous:
-        flat = memoryview(array.reshape(-1).view(stored_dtype(array.dtype))).cast("B")
+        flat = raw_view(array)
         for start in range(0, len(flat), PIECE):
             yield flat[start : start + PIECE]
         return
     rows = max(1, 8 * PIECE // max(1, array.nbytes // array.shape[0]))
     for first in range(0, array.shape[0], rows):
         yield from array_pieces(np.ascontiguousarray(array[first : first + rows]))
+
+
+def raw_view(array: np.ndarray[Any, Any]) -> memoryview:
+    """The bytes of a C-ordered array, without a copy; writable if the array is."""
+    return memoryview(array.reshape(-1).view(stored_dtype(array.dtype)).data).cast("B")
 
 
 def text_bytes(array: np.ndarray[Any, Any]) -> bytes:

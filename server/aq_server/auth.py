@@ -7,11 +7,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
+from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from aq_data.errors import AqDataError, AuthenticationError, ForbiddenError
 from aq_data.storage.metadata.store import Token
-from aq_data.wire.routes import API, SEARCH
+from aq_data.wire.routes import SEARCH
 from aq_server.problems import PROBLEM_JSON, problem_headers, problem_of
 from aq_server.service.tokens import allows
 
@@ -30,7 +31,7 @@ def required_scope(method: str, path: str) -> str | None:
     """
     if path in PUBLIC or path == "/" or path == "/docs" or path.startswith("/docs/"):
         return None
-    if method in ("GET", "HEAD", "OPTIONS") or method == "POST" and (path == SEARCH or path.startswith(f"{SEARCH}/")):
+    if method in ("GET", "HEAD", "OPTIONS") or (method == "POST" and (path == SEARCH or path.startswith(f"{SEARCH}/"))):
         return "read"
     return "write"
 
@@ -49,7 +50,7 @@ class Guard:
         self._hosts = LOCAL_NAMES | {host.lower() for host in allowed_hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
+        if scope["type"] == ScopeType.HTTP:
             try:
                 await self._admit(scope)
             except AqDataError as exc:
@@ -62,7 +63,7 @@ class Guard:
         if self._check is None:
             self._admit_local(headers)
             return
-        needed = required_scope(str(scope["method"]), scope["path"])
+        needed = required_scope(str(scope.get("method")), scope["path"])
         if needed is None:
             return
         scheme, _, secret = headers.get("authorization", "").partition(" ")

@@ -10,6 +10,7 @@ import sys
 import time
 from typing import Any
 
+from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
@@ -67,15 +68,13 @@ class Observer:
 
     def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
         self._app = app
-        self._requests = Counter(
-            "aq_data_requests", "Answered requests.", ("method", "route", "status"), registry=registry
-        )
+        self._requests = Counter("aq_data_requests", "Answered requests.", ("method", "route", "status"), registry=registry)
         self._seconds = Histogram(
             "aq_data_request_seconds", "Time to the last byte.", ("method", "route"), registry=registry, buckets=_BUCKETS
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
         given = next((v.decode("latin-1") for n, v in scope["headers"] if n.lower() == b"request-id"), "")
@@ -84,7 +83,7 @@ class Observer:
         is_head = scope["method"] == "HEAD"
         if is_head:
             # HEAD is answered as GET without its body, on every route alike.
-            scope["method"] = "GET"  # type: ignore[typeddict-item]
+            scope["method"] = "GET"
         status, started = 500, time.perf_counter()
 
         async def observed(message: Message) -> None:
@@ -94,7 +93,7 @@ class Observer:
                 headers = [(n, v) for n, v in message["headers"] if n.lower() != b"server"]
                 message["headers"] = [*headers, (b"server", SERVER_NAME.encode()), (b"request-id", request_id.encode())]
             elif is_head and message["type"] == "http.response.body":
-                message = {**message, "body": b""}  # type: ignore[typeddict-item, misc]
+                message = {**message, "body": b""}
             await send(message)
 
         try:

@@ -22,7 +22,7 @@ from aq_data.errors import (
     ValidationError,
 )
 
-__all__ = ["PROBLEM_JSON", "Problem", "handle", "problem_of", "problem_headers"]
+__all__ = ["PROBLEM_JSON", "Problem", "handle", "problem_headers", "problem_of"]
 
 PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER = "1"
@@ -63,7 +63,9 @@ def as_error(exc: Exception) -> tuple[AqDataError, int]:
     if isinstance(exc, AqDataError):
         return exc, exc.status_hint
     if isinstance(exc, ValidationException):
-        reasons = "; ".join(f"{e.get('key', '')}: {e['message']}" if isinstance(e, dict) else str(e) for e in exc.extra or [])
+        reasons = "; ".join(
+            f"{e.get('key', '')}: {e['message']}" if isinstance(e, dict) else str(e) for e in exc.extra or []
+        )
         return ValidationError(reasons or exc.detail), 422
     if isinstance(exc, HTTPException) and exc.status_code < 500:
         cls = _BY_STATUS.get(exc.status_code)
@@ -88,7 +90,7 @@ def problem_of(exc: Exception, path: str, request_id: str) -> Problem:
         retryable=error.retryable,
         instance=path,
         request_id=request_id,
-        details={key: value for key, value in error.details.items()},
+        details=error.details,
     )
 
 
@@ -114,5 +116,3 @@ def handle(request: Request[Any, Any, Any], exc: Exception) -> Response[bytes]:
         media_type=PROBLEM_JSON,
         headers=problem_headers(exc, problem.status),
     )
-
-

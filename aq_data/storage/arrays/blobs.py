@@ -271,7 +271,7 @@ class FolderBlobs(BlobStore):
             with _border(key):
                 try:
                     self._write_file(temporary, data)
-                    os.replace(temporary, path)
+                    Path(temporary).replace(path)
                 except BaseException:
                     Path(temporary).unlink(missing_ok=True)
                     raise
@@ -322,7 +322,7 @@ class FolderBlobs(BlobStore):
                 parent = os.path.dirname(path)
                 if parent != str(self._root):
                     try:
-                        os.rmdir(parent)
+                        Path(parent).rmdir()
                     except OSError:
                         return  # other attempts lie there
                     _sync_directory(os.path.dirname(parent))
@@ -375,9 +375,12 @@ class _FileUpload(Upload):
         await self._workers.run(sync)
 
     async def discard(self) -> None:
-        if not self._file.closed:
+        def forget() -> None:
             self._file.close()
             Path(self._path).unlink(missing_ok=True)
+
+        if not self._file.closed:
+            await self._workers.run(forget)
 
 
 class MemoryBlobs(BlobStore):
@@ -401,7 +404,7 @@ class MemoryBlobs(BlobStore):
     async def put_many(self, items: Sequence[tuple[str, Callable[[], Buffer]]]) -> None:
         await self._workers.each(len(items), lambda i: self._put(items[i][0], items[i][1]()))
 
-    async def settle(self, prefix: str) -> None:
+    async def settle(self, prefix: str) -> None:  # noqa: ARG002  (nothing outlives the process)
         return None
 
     async def get_many(self, keys: Sequence[str], consume: Callable[[int, bytes], None]) -> None:
@@ -432,7 +435,7 @@ class MemoryBlobs(BlobStore):
         async for entry in self.walk(prefix):
             del self._blobs[entry.key], self._data[entry.key]
 
-    def location(self, key: str) -> str:
+    def location(self, key: str) -> str:  # noqa: ARG002  (no other program can come here)
         return ""
 
     async def check(self) -> None:

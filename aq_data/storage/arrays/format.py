@@ -35,7 +35,9 @@ def group_document(document: DataFile, digest: str) -> bytes:
     """The group's `zarr.json`: the dataset's attributes, the metadata copy under `aq_data`, all arrays consolidated."""
     attributes = plain_attributes(document.attrs, None)
     dims = {dim for array in document.arrays for dim in array.dims}
-    coordinates = [a.name for a in document.arrays if a.role == "coordinate" and not (a.name in dims and a.dims == (a.name,))]
+    coordinates = [
+        a.name for a in document.arrays if a.role == "coordinate" and not (a.name in dims and a.dims == (a.name,))
+    ]
     # CF's list is separated by spaces, so a name that holds one cannot stand in it; plain readers see a data variable.
     listed = " ".join(name for name in coordinates if not any(ch.isspace() for ch in name))
     if listed and "coordinates" not in attributes:
@@ -126,7 +128,7 @@ def _plain(value: Any) -> Any:
     if tag == "$ndarray":
         inner = value[tag]
         array = np.frombuffer(base64.b64decode(inner["data"]), dtype=inner["dtype"]).reshape(inner["shape"])
-        if array.dtype.kind in "biuU" or array.dtype.kind == "f" and np.isfinite(array).all():
+        if array.dtype.kind in "biuU" or (array.dtype.kind == "f" and np.isfinite(array).all()):
             return array.tolist()
         return value
     if tag is None and isinstance(value, dict):

@@ -168,7 +168,9 @@ def _encoder(values: np.ndarray[Any, Any], where: tuple[slice, ...], info: Array
         part = values[where]
         if part.shape != info.chunks:
             # Zarr stores border chunks whole; what lies beyond the array is never read.
-            padded = np.zeros(info.chunks, dtype=values.dtype) if values.dtype != object else np.full(info.chunks, "", object)
+            padded = (
+                np.zeros(info.chunks, dtype=values.dtype) if values.dtype != object else np.full(info.chunks, "", object)
+            )
             padded[tuple(slice(0, n) for n in part.shape)] = part
             part = padded
         return encode_chunk(part, info.codec)

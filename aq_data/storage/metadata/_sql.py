@@ -57,7 +57,7 @@ SCHEMA = (
         kind TEXT NOT NULL,
         multi INTEGER NOT NULL DEFAULT 0,
         UNIQUE (path, kind))""",
-    "CREATE TABLE IF NOT EXISTS terms (p INTEGER NOT NULL, v NOT NULL, d INTEGER NOT NULL, PRIMARY KEY (p, v, d)) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS terms (p INTEGER, v NOT NULL, d INTEGER, PRIMARY KEY (p, v, d)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS barred (id TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (id, key)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS tokens (id TEXT PRIMARY KEY, hash TEXT NOT NULL UNIQUE, token BLOB NOT NULL)",
     f"PRAGMA user_version={SCHEMA_VERSION}",
@@ -201,7 +201,8 @@ def _walk(p: int, rank: int, sort: SortKey, limit: int, where: Statement, cursor
             after = Statement("0")
     return Statement(
         f"SELECT {rank} AS r, t.v AS v, f.seq AS seq, f.document AS document FROM terms t CROSS JOIN datafiles f "
-        f"ON f.seq=t.d WHERE t.p={int(p)} AND {after.sql} AND {where.sql} ORDER BY t.v {order}, t.d {order} LIMIT {int(limit)}",
+        f"ON f.seq=t.d WHERE t.p={int(p)} AND {after.sql} AND {where.sql} "
+        f"ORDER BY t.v {order}, t.d {order} LIMIT {int(limit)}",
         (*after.parameters, *where.parameters),
     )
 

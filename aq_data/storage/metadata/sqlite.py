@@ -9,7 +9,8 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,6 +43,7 @@ COLLECT = 500
 GROUP = 64
 """Writes that may share one commit, and so one flush to disk."""
 CACHED_RECORDS = 2048
+SCANNED = 200
 
 
 def translate(exc: sqlite3.Error) -> AqDataError:
@@ -99,7 +101,7 @@ class SqliteStore(MetadataStore):
         if version not in (0, SCHEMA_VERSION):
             connection.execute("ROLLBACK")
             raise ConfigError(
-                f"{self._path} has schema version {version}, this aq-data reads {SCHEMA_VERSION}; use the aq-data that made it"
+                f"{self._path} has schema version {version}, this aq-data reads {SCHEMA_VERSION}; use the one that made it"
             )
         if version == 0:
             for statement in SCHEMA:
@@ -148,13 +150,13 @@ class SqliteStore(MetadataStore):
                     try:
                         with _border():
                             outcomes.append((future, operation(connection), None))
-                    except Exception as exc:  # each caller gets the failure of its own operation
+                    except Exception as exc:  # noqa: BLE001  (each caller gets the failure of its own operation)
                         outcomes.append((future, None, exc))
                         connection.execute("ROLLBACK TO one")
                         self._forget_paths()
                     connection.execute("RELEASE one")
                 connection.execute("COMMIT")
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001  (handed to every caller of the batch)
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             self._forget_paths()
@@ -181,8 +183,9 @@ class SqliteStore(MetadataStore):
     def _put_terms(self, connection: sqlite3.Connection, seq: int, new: frozenset[Term], old: frozenset[Term]) -> None:
         gone = [(self._path_id(connection, t.path, t.kind), t.value, seq) for t in old - new]
         connection.executemany("DELETE FROM terms WHERE p=? AND v=? AND d=?", gone)
-        rows = [(self._path_id(connection, t.path, t.kind), t.value, seq) for t in new - old]
-        connection.executemany("INSERT OR IGNORE INTO terms (p, v, d) VALUES (?, ?, ?)", sorted(rows, key=lambda r: r[0]))
+        rows: list[tuple[int, Any, int]] = [(self._path_id(connection, t.path, t.kind), t.value, seq) for t in new - old]
+        rows.sort(key=_first)
+        connection.executemany("INSERT OR IGNORE INTO terms (p, v, d) VALUES (?, ?, ?)", rows)
         seen: set[str] = set()
         for term in new:
             if term.kind in KIND_ORDER:
@@ -258,9 +261,7 @@ class SqliteStore(MetadataStore):
                 del self._records[next(iter(self._records))]
         return known
 
-    async def search(
-        self, node: Node, sort: SortKey, limit: int, cursor: str | None, include_deleted: bool = False
-    ) -> Page:
+    async def search(self, node: Node, sort: SortKey, limit: int, cursor: str | None, include_deleted: bool = False) -> Page:
         start = Cursor.decode(cursor, sort) if cursor is not None else None
 
         def operation(connection: sqlite3.Connection) -> Page:
@@ -298,14 +299,10 @@ class SqliteStore(MetadataStore):
     async def scan(self) -> AsyncIterator[Record]:
         last = 0
         while True:
-            rows = await self._read(
-                lambda connection, after=last: connection.execute(
-                    "SELECT seq, document, attempt, digest FROM datafiles WHERE seq>? ORDER BY seq LIMIT 200", (after,)
-                ).fetchall()
-            )
+            rows = await self._read(partial(_scan_after, last))
             for row in rows:
                 yield _record(row[1:])
-            if len(rows) < 200:
+            if len(rows) < SCANNED:
                 return
             last = rows[-1][0]
 
@@ -350,6 +347,10 @@ class SqliteStore(MetadataStore):
             connection.close()
 
 
+def _first(row: tuple[int, Any, int]) -> int:
+    return row[0]
+
+
 def _terms(document: DataFile) -> frozenset[Term]:
     return frozenset(terms(msgspec.to_builtins(document)))
 
@@ -361,6 +362,11 @@ def _record(row: tuple[Any, ...]) -> Record:
 def _load(connection: sqlite3.Connection, id: DataFileId) -> Record | None:
     row = connection.execute("SELECT document, attempt, digest FROM datafiles WHERE id=?", (id,)).fetchone()
     return None if row is None else _record(row)
+
+
+def _scan_after(seq: int, connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
+    question = f"SELECT seq, document, attempt, digest FROM datafiles WHERE seq>? ORDER BY seq LIMIT {SCANNED}"
+    return connection.execute(question, (seq,)).fetchall()
 
 
 def _check_not_barred(connection: sqlite3.Connection, id: DataFileId, key: str) -> None:
@@ -376,7 +382,7 @@ def _value(kind: str, value: Any) -> object:
     if kind == "bool":
         return bool(value)
     if kind == "date":
-        return {"$date": format_instant(datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(microseconds=value))}
+        return {"$date": format_instant(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=value))}
     return value
 
 

@@ -22,7 +22,7 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """One page of a search: documents as JSON, in order. `total` is exact up to 10,000; `cursor` continues, None at the end."""
+    """One page of a search: documents as JSON. `total` is exact up to 10,000; `cursor` continues, None at the end."""
 
     documents: list[msgspec.Raw]
     total: int
@@ -68,9 +68,7 @@ class MetadataStore(ABC):
         """
 
     @abstractmethod
-    async def search(
-        self, node: Node, sort: SortKey, limit: int, cursor: str | None, include_deleted: bool = False
-    ) -> Page:
+    async def search(self, node: Node, sort: SortKey, limit: int, cursor: str | None, include_deleted: bool = False) -> Page:
         """Up to `limit` documents that match, from after `cursor`. QueryError (`bad_cursor`) for a foreign cursor."""
 
     @abstractmethod

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from litestar import Controller, Request, Response, get, put
 from litestar.datastructures.headers import Accept
+from litestar.di import NamedDependency
 from litestar.openapi.spec import Schema
+from litestar.params import FromPath, FromQuery
 from litestar.response import Stream
 
 from aq_data.errors import ConflictError, NotAcceptableError, TooLargeError
@@ -55,7 +57,13 @@ class ArrayRoutes(Controller):
         ),
     )
     async def read(
-        self, request: Request[Any, Any, Any], reading: Reading, datafile_id: str, name: str, sel: str = "", format: str = ""
+        self,
+        request: Request[Any, Any, Any],
+        reading: NamedDependency[Reading],
+        datafile_id: FromPath[str],
+        name: FromPath[str],
+        sel: FromQuery[str] = "",
+        format: FromQuery[str] = "",
     ) -> Response[bytes] | Stream:
         part = await reading.slice(datafile_id, name, sel)
         media = _choose(request.headers.get("accept", "*/*"), format, part)
@@ -81,7 +89,7 @@ class ArrayRoutes(Controller):
         return Response(content, media_type=media, headers=headers)
 
     @put("/{name:str}", include_in_schema=False, status_code=200)
-    async def write(self, datafiles: DataFiles, datafile_id: str, name: str) -> None:
+    async def write(self, datafiles: NamedDependency[DataFiles], datafile_id: FromPath[str], name: FromPath[str]) -> None:
         """Refused for every array there is: says so in the words of this program."""
         await datafiles.get(datafile_id)
         raise ConflictError(
@@ -152,7 +160,13 @@ class ZarrRoutes(Controller):
             headers=(header("Range", "`bytes=a-b`, `bytes=a-` or `bytes=-n`."), header("If-None-Match", "An ETag.")),
         ),
     )
-    async def read(self, request: Request[Any, Any, Any], reading: Reading, datafile_id: str, key: str) -> Response[bytes]:
+    async def read(
+        self,
+        request: Request[Any, Any, Any],
+        reading: NamedDependency[Reading],
+        datafile_id: FromPath[str],
+        key: FromPath[str],
+    ) -> Response[bytes]:
         blob = await reading.zarr(datafile_id, key.lstrip("/"))
         etag = f'"{blob.tag}"'
         lasting = "private, max-age=31536000, immutable" if blob.is_final else "no-cache"

@@ -8,8 +8,10 @@ from urllib.parse import quote
 
 import msgspec
 from litestar import Controller, Request, Response, delete, get, patch, post, put
+from litestar.di import NamedDependency
 from litestar.openapi.spec import Schema
 from litestar.openapi.spec.enums import OpenAPIType
+from litestar.params import FromPath, FromQuery
 from litestar.response import Stream
 
 from aq_data.errors import AqDataError, UnsupportedMediaError, ValidationError
@@ -73,7 +75,9 @@ class DataFileRoutes(Controller):
             success={201: ("Saved.", {JSON: _DOCUMENT}), 200: ("It had been saved before.", {JSON: _DOCUMENT})},
         ),
     )
-    async def save(self, request: Request[Any, Any, Any], datafiles: DataFiles, config: ServerConfig) -> Response[bytes]:
+    async def save(
+        self, request: Request[Any, Any, Any], datafiles: NamedDependency[DataFiles], config: NamedDependency[ServerConfig]
+    ) -> Response[bytes]:
         user = request.scope["state"].get("user")
         media = media_type(request)
         if media == JSON:
@@ -101,7 +105,11 @@ class DataFileRoutes(Controller):
         ),
     )
     async def read(
-        self, request: Request[Any, Any, Any], datafiles: DataFiles, datafile_id: str, include_deleted: bool = False
+        self,
+        request: Request[Any, Any, Any],
+        datafiles: NamedDependency[DataFiles],
+        datafile_id: FromPath[str],
+        include_deleted: FromQuery[bool] = False,
     ) -> Response[bytes]:
         record = await datafiles.get(datafile_id, include_deleted)
         if matches_etag(request, f'"{record.document.revision}"'):
@@ -120,7 +128,11 @@ class DataFileRoutes(Controller):
         ),
     )
     async def change(
-        self, request: Request[Any, Any, Any], datafiles: DataFiles, config: ServerConfig, datafile_id: str
+        self,
+        request: Request[Any, Any, Any],
+        datafiles: NamedDependency[DataFiles],
+        config: NamedDependency[ServerConfig],
+        datafile_id: FromPath[str],
     ) -> Response[bytes]:
         media = ("application/merge-patch+json", JSON)
         merge = await json_body(request, dict[str, Any], config.max_document_bytes, media)
@@ -133,7 +145,9 @@ class DataFileRoutes(Controller):
         responses=refusals(404, 409, 412),
         operation_class=operation(headers=(header("If-Match", "The revision that may be deleted."),)),
     )
-    async def remove(self, request: Request[Any, Any, Any], datafiles: DataFiles, datafile_id: str) -> None:
+    async def remove(
+        self, request: Request[Any, Any, Any], datafiles: NamedDependency[DataFiles], datafile_id: FromPath[str]
+    ) -> None:
         await datafiles.delete(datafile_id, if_match(request))
 
 
@@ -239,7 +253,11 @@ class FileRoutes(Controller):
         ),
     )
     async def read(
-        self, request: Request[Any, Any, Any], datafiles: DataFiles, datafile_id: str, name: str
+        self,
+        request: Request[Any, Any, Any],
+        datafiles: NamedDependency[DataFiles],
+        datafile_id: FromPath[str],
+        name: FromPath[str],
     ) -> Response[bytes] | Stream:
         stored = await datafiles.open_file(datafile_id, name)
         info = stored.info
@@ -264,7 +282,7 @@ class FileRoutes(Controller):
         "/{name:str}",
         operation_id="putFile",
         summary="Attach one more file",
-        description="The same content under the same name is harmless, other content is refused: attached files do not change.",
+        description="The same content under the same name is harmless, other content is refused: files do not change.",
         request_max_body_size=None,
         responses=refusals(404, 409, 413),
         operation_class=operation(
@@ -276,7 +294,12 @@ class FileRoutes(Controller):
         ),
     )
     async def attach(
-        self, request: Request[Any, Any, Any], datafiles: DataFiles, config: ServerConfig, datafile_id: str, name: str
+        self,
+        request: Request[Any, Any, Any],
+        datafiles: NamedDependency[DataFiles],
+        config: NamedDependency[ServerConfig],
+        datafile_id: FromPath[str],
+        name: FromPath[str],
     ) -> Response[bytes]:
         content_type = request.headers.get("content-type", "application/octet-stream")
         body = body_pieces(request, config.max_save_bytes)
@@ -284,7 +307,7 @@ class FileRoutes(Controller):
         return Response(msgspec.json.encode(info), status_code=201 if is_new else 200, media_type=JSON)
 
 
-def _attachment(name: str) -> str:
+def _attachment(name: FromPath[str]) -> str:
     """`Content-Disposition` by RFC 6266: the name in UTF-8, with an ASCII stand-in for old readers."""
     plain = re.sub(r'[^ -~]|["\\]', "_", name)
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"

@@ -16,7 +16,8 @@ h1{font-size:1.6rem}h2{margin-top:2.5rem;border-bottom:1px solid #d0d7de}code,pr
 pre{background:#f6f8fa;padding:.8rem;border-radius:6px;overflow-x:auto}details{margin:.6rem 0;border:1px solid #d0d7de;
 border-radius:6px;padding:.5rem .8rem}summary{cursor:pointer}summary b{display:inline-block;min-width:4.2rem}
 table{border-collapse:collapse;width:100%;margin:.4rem 0 1rem}td,th{text-align:left;vertical-align:top;padding:.25rem .8rem
-.25rem 0;border-bottom:1px solid #eaeef2}.get{color:#0550ae}.post{color:#116329}.patch,.put{color:#7d4e00}.delete{color:#a40e26}
+.25rem 0;border-bottom:1px solid #eaeef2}.get{color:#0550ae}.post{color:#116329}.patch,.put{color:#7d4e00}
+.delete{color:#a40e26}
 @media(prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}pre{background:#161b22}details,h2,td,th{border-color:#30363d}
 .get{color:#79c0ff}.post{color:#7ee787}.patch,.put{color:#e3b341}.delete{color:#ff7b72}a{color:#79c0ff}}
 """
@@ -58,7 +59,7 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
         for p in operation.get("parameters", [])
     )
     bodies = "".join(
-        f"<tr><td><code>{escape(media)}</code></td><td>{escape(content.get('schema', {}).get('description') or '')}</td></tr>"
+        f"<tr><td><code>{escape(media)}</code></td><td>{escape(content['schema'].get('description') or '')}</td></tr>"
         for media, content in operation.get("requestBody", {}).get("content", {}).items()
     )
     answers = "".join(

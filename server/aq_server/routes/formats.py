@@ -16,12 +16,10 @@ __all__ = ["arrow_stream", "as_csv", "as_json", "npy_header"]
 
 
 def npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    """The head of a .npy file (NumPy's format, version 1.0 or later); raw C-order values follow it."""
+    """The head of a .npy file (NumPy's format, version 2.0); raw C-order values follow it."""
     buffer = io.BytesIO()
     descr = np.lib.format.dtype_to_descr(dtype)
-    np.lib.format._write_array_header(  # type: ignore[attr-defined]
-        buffer, {"descr": descr, "fortran_order": False, "shape": shape}, None
-    )
+    np.lib.format.write_array_header_2_0(buffer, {"descr": descr, "fortran_order": False, "shape": shape})
     return buffer.getvalue()
 
 
@@ -29,8 +27,8 @@ def as_json(values: np.ndarray[Any, Any]) -> bytes:
     """Nested lists in C order, a bare value for a scalar; what JSON lacks is tagged, instants are ISO text, NaT null."""
     if values.dtype.kind in "Mm":
         ticks = np.datetime_as_string(values) if values.dtype.kind == "M" else values.view("i8")
-        listed = np.where(np.isnat(values), None, ticks).tolist()
-    elif values.dtype.kind in "biuUOT" or values.dtype.kind == "f" and bool(np.isfinite(values).all()):
+        listed = np.where(np.isnat(values), np.array(None), ticks).tolist()
+    elif values.dtype.kind in "biuUOT" or (values.dtype.kind == "f" and bool(np.isfinite(values).all())):
         listed = values.tolist()
     else:
         listed = to_tagged(values, "values")

@@ -46,7 +46,10 @@ def refusals(*statuses: int) -> dict[int, ResponseSpec]:
     """The `responses` of a route: those any route may give and these."""
     return {
         status: ResponseSpec(
-            Problem, description=_REFUSALS[status], media_type=PROBLEM_JSON, generate_examples=False  # type: ignore[arg-type]
+            Problem,
+            description=_REFUSALS[status],
+            media_type=PROBLEM_JSON,
+            generate_examples=False,
         )
         for status in sorted({*_ALWAYS, *statuses})
     }
@@ -68,7 +71,9 @@ BINARY = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
 
 def header(name: str, description: str) -> Parameter:
     """An optional request header."""
-    return Parameter(name=name, param_in="header", description=description, required=False, schema=Schema(type=OpenAPIType.STRING))
+    return Parameter(
+        name=name, param_in="header", description=description, required=False, schema=Schema(type=OpenAPIType.STRING)
+    )
 
 
 def operation(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 from litestar import Controller, Response, get
+from litestar.di import NamedDependency
 from litestar.response import Redirect
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
@@ -46,7 +47,7 @@ class OperationRoutes(Controller):
             }
         ),
     )
-    async def ready(self, datafiles: DataFiles) -> Response[bytes]:
+    async def ready(self, datafiles: NamedDependency[DataFiles]) -> Response[bytes]:
         states = {}
         for name, check in (("metadata", datafiles.metadata.check), ("blobs", datafiles.arrays.blobs.check)):
             try:
@@ -65,5 +66,5 @@ class OperationRoutes(Controller):
         responses=refusals(),
         operation_class=operation(success={200: ("The metrics.", {"text/plain": json_object("Prometheus text.")})}),
     )
-    async def metrics(self, registry: CollectorRegistry) -> Response[bytes]:
+    async def metrics(self, registry: NamedDependency[CollectorRegistry]) -> Response[bytes]:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -6,18 +6,19 @@ from typing import Any
 
 import msgspec
 from litestar import Controller, Request, Response, post
+from litestar.di import NamedDependency
 
 from aq_data.wire.codec import JSON
 from aq_data.wire.routes import SEARCH
 from aq_server.config import ServerConfig
 from aq_server.routes.bodies import json_body
 from aq_server.routes.openapi import json_object, operation, refusals
-from aq_server.service.searching import SearchRequest, Searching
+from aq_server.service.searching import Searching, SearchRequest
 
 __all__ = ["SearchRoutes"]
 
 _REQUEST = json_object(
-    "`filter` (MongoDB form), `sort` (a path, `-` before it for descending), `limit`, `cursor`, `fields`, `include_deleted`.",
+    "`filter` (MongoDB form), `sort` (a path, `-` before it: descending), `limit`, `cursor`, `fields`, `include_deleted`.",
     example={"filter": {"chip": "C7", "measured_at": {"$gte": "2026-01-01"}}, "sort": "-created_at", "limit": 100},
 )
 
@@ -53,7 +54,9 @@ class SearchRoutes(Controller):
             success={200: ("`items`, `total`, `total_is_exact`, `cursor`.", {JSON: json_object("One page.")})},
         ),
     )
-    async def search(self, request: Request[Any, Any, Any], searching: Searching, config: ServerConfig) -> Response[bytes]:
+    async def search(
+        self, request: Request[Any, Any, Any], searching: NamedDependency[Searching], config: NamedDependency[ServerConfig]
+    ) -> Response[bytes]:
         page = await searching.search(await json_body(request, SearchRequest, config.max_document_bytes))
         answer = {
             "items": page.documents,
@@ -74,7 +77,9 @@ class SearchRoutes(Controller):
             body={JSON: json_object("`filter`.")}, success={200: ("`count`.", {JSON: json_object("The number.")})}
         ),
     )
-    async def count(self, request: Request[Any, Any, Any], searching: Searching, config: ServerConfig) -> Response[bytes]:
+    async def count(
+        self, request: Request[Any, Any, Any], searching: NamedDependency[Searching], config: NamedDependency[ServerConfig]
+    ) -> Response[bytes]:
         wanted = await json_body(request, CountRequest, config.max_document_bytes)
         return Response(msgspec.json.encode({"count": await searching.count(wanted.filter)}), media_type=JSON)
 
@@ -90,7 +95,9 @@ class SearchRoutes(Controller):
             success={200: ("`values`: a list of {value, count}.", {JSON: json_object("Most frequent first.")})},
         ),
     )
-    async def distinct(self, request: Request[Any, Any, Any], searching: Searching, config: ServerConfig) -> Response[bytes]:
+    async def distinct(
+        self, request: Request[Any, Any, Any], searching: NamedDependency[Searching], config: NamedDependency[ServerConfig]
+    ) -> Response[bytes]:
         wanted = await json_body(request, DistinctRequest, config.max_document_bytes)
         found = await searching.distinct(wanted.field, wanted.filter, wanted.limit)
         values = [{"value": value, "count": count} for value, count in found]

@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -53,7 +53,7 @@ COMPARE_AND_SET_TRIES = 50
 
 
 def _now() -> datetime:
-    return datetime.now(timezone.utc)
+    return datetime.now(UTC)
 
 
 class _FileWriter:
@@ -288,7 +288,9 @@ class DataFiles:
         """Turn the DataFile into a tombstone; its bytes stay until `gc`. Deleting again is NotFoundError (`deleted`)."""
         record = await self.get(id)
         # First beside the blobs: a catalogue rebuilt from them must not raise the dead.
-        await self.arrays.blobs.replace(f"{id}/tombstone.json", msgspec.json.encode({"id": id, "at": format_instant(_now())}))
+        await self.arrays.blobs.replace(
+            f"{id}/tombstone.json", msgspec.json.encode({"id": id, "at": format_instant(_now())})
+        )
 
         def bury(document: DataFile, now: str) -> DataFile:
             state = next_state(document.state, "delete")

@@ -36,7 +36,8 @@ class Orphan(msgspec.Struct, frozen=True):
 
 class Finding(msgspec.Struct, frozen=True):
     """Something `verify` found: `kind` is one of missing_group, stale_copy, missing_array, missing_chunk, damaged_chunk,
-    missing_file, damaged_file, no_blobs, orphan, half_deleted."""
+    missing_file, damaged_file, no_blobs, orphan, half_deleted.
+    """
 
     kind: str
     id: str
@@ -99,9 +100,7 @@ class Maintenance:
                         if orphan is not None:
                             yield orphan
 
-    async def _collect(
-        self, id: str, below: str, bar: str, reason: str, older_than: float, delete: bool
-    ) -> Orphan | None:
+    async def _collect(self, id: str, below: str, bar: str, reason: str, older_than: float, delete: bool) -> Orphan | None:
         prefix = f"{id}/{below}"
         size, newest = 0, 0.0
         async for entry in self._arrays.blobs.walk(prefix):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 
@@ -37,7 +37,7 @@ class Tokens:
         unknown = [scope for scope in scopes if scope not in SCOPES]
         if unknown or not scopes:
             raise ValidationError(f"scopes are {', '.join(SCOPES)}; not {', '.join(unknown) or 'none'}")
-        now = datetime.now(timezone.utc)
+        now = datetime.now(UTC)
         secret = PREFIX + secrets.token_urlsafe(32)
         token = Token(
             id=secrets.token_hex(6),
@@ -54,7 +54,7 @@ class Tokens:
         return await self._metadata.tokens()
 
     async def revoke(self, id: str) -> None:
-        if not await self._metadata.revoke_token(id, format_instant(datetime.now(timezone.utc))):
+        if not await self._metadata.revoke_token(id, format_instant(datetime.now(UTC))):
             raise NotFoundError(f"there is no token {id!r}; `aq-data token list` shows all")
 
     async def any_active(self) -> bool:
@@ -69,7 +69,7 @@ class Tokens:
 
 
 def _is_active(token: Token) -> bool:
-    now = format_instant(datetime.now(timezone.utc))
+    now = format_instant(datetime.now(UTC))
     return token.revoked_at is None and (token.expires_at is None or token.expires_at > now)
 
 

@@ -1,0 +1,46 @@
+# `make demo` and `make test` are all the set-up there is.
+PYTHON ?= python3
+BIN = .venv/bin
+INSTALLED = .venv/.installed
+INSTALLED_DEV = .venv/.installed-dev
+
+.PHONY: help demo serve test check soak benchmarks clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("aq-data needs Python 3.11 or later; name one with PYTHON=…" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+
+$(INSTALLED): .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[server]'
+	@touch $@
+
+$(INSTALLED_DEV): .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[server,arrow,dask,dev]'
+	@touch $@ $(INSTALLED)
+
+demo: $(INSTALLED) ## install, start a server, save a simulated sweep, find it, read a slice
+	@$(BIN)/aq-data demo
+
+serve: $(INSTALLED) ## start a server on ./aq-data
+	@$(BIN)/aq-data serve
+
+test: $(INSTALLED_DEV) ## the whole suite; needs no service
+	@$(BIN)/python -m pytest
+
+check: $(INSTALLED_DEV) ## linters, types, import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+soak: $(INSTALLED_DEV) ## long runs of the random tests
+	@AQ_DATA_SOAK=1 $(BIN)/python -m pytest -m soak --timeout 7200
+
+benchmarks: $(INSTALLED_DEV) ## workloads against Tiled and the floors
+	@$(BIN)/python -m benchmarks
+
+clean: ## remove what make made
+	rm -rf .venv .cache demo-data

@@ -1,0 +1,195 @@
+"""Commands of a user: they speak to a server, or to a folder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+import aq_data
+from aq_data.errors import ValidationError
+from aq_data.models.values import from_tagged, to_tagged
+
+__all__ = ["run_export", "run_get", "run_import", "run_ls", "run_save", "run_search", "run_show"]
+
+_XARRAY = {".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".zarr"}
+
+
+def _connect(options: argparse.Namespace) -> aq_data.Client:
+    return aq_data.connect(options.url or options.data)
+
+
+def _metadata(pairs: list[str]) -> dict[str, Any]:
+    """`a.b=3` as {"a": {"b": 3}}: values are JSON where they parse, else text."""
+    metadata: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise ValidationError(f"--meta takes KEY=VALUE, not {pair!r}")
+        *above, last = key.split(".")
+        place = metadata
+        for segment in above:
+            place = place.setdefault(segment, {})
+        try:
+            place[last] = msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            place[last] = text
+    return metadata
+
+
+def _dataset(path: Path) -> Any:
+    """The arrays of a file, as `save` takes them."""
+    if not path.exists():
+        raise ValidationError(f"there is no file {str(path)!r}")
+    if path.suffix == ".npy":
+        return {path.stem: np.load(path, allow_pickle=False)}
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive)
+    if path.suffix not in _XARRAY:
+        raise ValidationError(
+            f"{path.name}: arrays come from .npy, .npz, {', '.join(sorted(_XARRAY))}; use --attach for others"
+        )
+    import xarray as xr
+
+    # Values as they stand in the file, not decoded: what was stored is what is kept.
+    if path.suffix == ".zarr":
+        return xr.open_zarr(path).drop_attrs(deep=False)
+    for engine in ("h5netcdf", "netcdf4", "scipy"):
+        try:
+            return xr.open_dataset(path, engine=engine)
+        except (OSError, ValueError, TypeError, ImportError):
+            continue
+    raise ValidationError(f"{path.name}: none of xarray's engines that are installed can read it")
+
+
+def _fields(options: argparse.Namespace, default_name: str) -> dict[str, Any]:
+    fields: dict[str, Any] = {"name": options.name or default_name, "tags": options.tag}
+    if options.station:
+        fields["station"] = options.station
+    return fields
+
+
+def _print(value: Any) -> None:
+    sys.stdout.write(msgspec.json.encode(value, order="deterministic").decode() + "\n")
+
+
+def _say_saved(file: aq_data.DataFile, as_json: bool) -> None:
+    if as_json:
+        _print(file.to_json())
+    else:
+        print(f"{file.id}  {file.name}")
+
+
+def run_save(options: argparse.Namespace) -> int:
+    with _connect(options) as client:
+        path = Path(options.file) if options.file else None
+        dataset = _dataset(path) if path else None
+        fields = _fields(options, path.stem if path else "")
+        file = client.save(dataset, metadata=_metadata(options.meta), files=options.attach, **fields)
+        _say_saved(file, options.json)
+    return 0
+
+
+def run_import(options: argparse.Namespace) -> int:
+    """Every file is tried; what could not be saved is told at the end, and the exit status is 1."""
+    failed = 0
+    with _connect(options) as client:
+        for path in _spread(options.files):
+            try:
+                fields = _fields(options, path.stem)
+                file = client.save(_dataset(path), metadata=_metadata(options.meta), files=options.attach, **fields)
+                _say_saved(file, options.json)
+            except ValidationError as exc:
+                failed += 1
+                print(f"aq-data: {path}: {exc}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _spread(names: list[str]) -> list[Path]:
+    readable = _XARRAY | {".npy", ".npz"}
+    paths: list[Path] = []
+    for name in names:
+        path = Path(name)
+        inside = path.is_dir() and path.suffix != ".zarr"
+        paths += sorted(p for p in path.rglob("*") if p.suffix in readable) if inside else [path]
+    return paths
+
+
+def run_ls(options: argparse.Namespace) -> int:
+    return _list(options, {})
+
+
+def run_search(options: argparse.Namespace) -> int:
+    try:
+        question = msgspec.json.decode(options.filter, type=dict[str, Any])
+    except msgspec.DecodeError as exc:
+        raise ValidationError(f"the filter is not a JSON object: {exc}") from exc
+    return _list(options, dict(from_tagged(question)))
+
+
+def _list(options: argparse.Namespace, question: dict[str, Any]) -> int:
+    with _connect(options) as client:
+        hits = client.search(question, sort=options.sort, limit=options.limit)
+        for file in hits:
+            if options.json:
+                _print(file.to_json())
+            else:
+                arrays = ", ".join(f"{name}{file[name].shape}" for name in file)
+                print(f"{file.id}  {file.created_at[:19]}  {file.name or '-':<30}  {arrays}")
+        if not options.json and hits.total > len(hits):
+            print(f"{len(hits)} of {hits.total}{'' if hits.total_is_exact else '+'}; --limit shows more")
+    return 0
+
+
+def run_show(options: argparse.Namespace) -> int:
+    with _connect(options) as client:
+        file = client.get(options.id)
+        if options.json:
+            _print(file.to_json())
+        else:
+            sys.stdout.write(msgspec.json.format(msgspec.json.encode(file.to_json()), indent=2).decode() + "\n")
+    return 0
+
+
+def run_get(options: argparse.Namespace) -> int:
+    with _connect(options) as client:
+        file = client.get(options.id)
+        if options.array not in file and options.array in file.files:
+            if options.output:
+                print(file.download(options.array, options.output))
+            else:
+                sys.stdout.buffer.write(file.read_file(options.array))
+            return 0
+        array = file[options.array]
+        values = array.select(options.sel)
+        if options.output:
+            with Path(options.output).open("wb") as output:
+                np.save(output, values, allow_pickle=False)
+        elif options.json:
+            _print(to_tagged(np.asarray(values), "values"))
+        else:
+            print(np.array2string(np.asarray(values), threshold=1000))
+    return 0
+
+
+def run_export(options: argparse.Namespace) -> int:
+    target = Path(options.output)
+    if target.suffix not in (".nc", ".zarr"):
+        raise ValidationError(f"{target.name}: write to a path that ends in .nc or .zarr")
+    if target.exists():
+        raise ValidationError(f"{target} exists; remove it or choose another name")
+    with _connect(options) as client:
+        dataset = client.get(options.id).load()
+        if target.suffix == ".zarr":
+            dataset.to_zarr(target, mode="w-")
+        else:
+            complex_values = any(v.dtype.kind == "c" for v in dataset.variables.values())
+            # Plain NetCDF has no complex numbers; h5netcdf writes them as HDF5 compounds.
+            dataset.to_netcdf(target, engine="h5netcdf", invalid_netcdf=complex_values)
+    print(target)
+    return 0

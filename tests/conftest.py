@@ -1,0 +1,106 @@
+"""Fixtures that many tests share: a client of each deployment, and a real server process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from aq_server.commands.serving import running
+from aq_server.config import ServerConfig
+from hypothesis import HealthCheck, settings
+
+import aq_data
+
+SOAK = bool(os.environ.get("AQ_DATA_SOAK"))
+
+settings.register_profile(
+    "default", max_examples=60, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck)
+)
+settings.register_profile("soak", settings.get_profile("default"), max_examples=5000)
+settings.load_profile("soak" if SOAK else "default")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not SOAK:
+        for item in items:
+            if "soak" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="a long run; `make soak` has it"))
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No configuration or token of the machine reaches a test."""
+    for name in list(os.environ):
+        if name.startswith("AQ_DATA_") and name != "AQ_DATA_SOAK":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp() / "home"))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """The folder of a deployment of its own."""
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def server(data: Path) -> Iterator[str]:
+    """The address of a server in this process over `data`."""
+    with running(ServerConfig(data=str(data), port=0)) as url:
+        yield url
+
+
+@pytest.fixture(params=["http", "embedded"])
+def client(request: pytest.FixtureRequest, data: Path) -> Iterator[aq_data.Client]:
+    """A client over `data`: of a server over a socket, and of the folder itself."""
+    with contextlib.ExitStack() as stack:
+        target = stack.enter_context(running(ServerConfig(data=str(data), port=0))) if request.param == "http" else data
+        yield stack.enter_context(aq_data.connect(target))
+
+
+class ServerProcess:
+    """`aq-data serve` as a process of its own, which a test may kill."""
+
+    def __init__(self, data: Path, *flags: str, environment: dict[str, str] | None = None) -> None:
+        command = [sys.executable, "-m", "aq_server", "serve", "--data", str(data), "--port", "0", *flags]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        found = re.search(r"http://\S+?:\d+", line)
+        if found is None:
+            self.process.kill()
+            raise AssertionError(f"the server did not start: {line}{self.process.communicate()}")
+        self.url = found[0]
+
+    def kill(self) -> None:
+        """As power loss would: no handler runs."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.communicate()
+
+    def stop(self) -> str:
+        """Ask to stop; what it logged."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.communicate(timeout=30)[1]
+
+
+@pytest.fixture
+def serve(data: Path):
+    """Starts server processes over `data`; those still running at the end are stopped."""
+    started: list[ServerProcess] = []
+
+    def start(*flags: str, **options) -> ServerProcess:
+        started.append(ServerProcess(data, *flags, **options))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.stop()
