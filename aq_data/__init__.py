@@ -16,15 +16,16 @@ if TYPE_CHECKING:
     from aq_data import errors
     from aq_data.client.client import Client
     from aq_data.client.datafile import DataFile, Hits
-    from aq_data.connect import connect
+    from aq_data.connecting import connect
 
 __all__ = ["Client", "DataFile", "Hits", "connect", "errors"]
 
+# `connect` lives in `connecting`: a module of its own name would take the function's place once imported.
 _HOMES = {
     "Client": "aq_data.client.client",
     "DataFile": "aq_data.client.datafile",
     "Hits": "aq_data.client.datafile",
-    "connect": "aq_data.connect",
+    "connect": "aq_data.connecting",
 }
 
 
