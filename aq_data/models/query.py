@@ -20,7 +20,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -62,8 +62,7 @@ Operator = Literal["eq", "gt", "gte", "lt", "lte"]
 _UNSEARCHED = {"attrs", "path", "format"}
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
+class Term(NamedTuple):
     """One indexed fact of a document: somewhere at `path` stands a value of `kind`."""
 
     path: str
@@ -141,6 +140,8 @@ def _split(text: str) -> list[str]:
 
 
 def _escape(segment: str) -> str:
+    if "." not in segment and "\\" not in segment:
+        return segment
     return segment.replace("\\", "\\\\").replace(".", "\\.")
 
 
@@ -159,8 +160,8 @@ def parse_path(text: str) -> str:
 # --- values --------------------------------------------------------------------------------------------------------
 
 
-def _digest(value: Any) -> bytes:
-    return hashlib.blake2b(msgspec.json.encode(value, order="deterministic"), digest_size=16).digest()
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def _scalar(value: Any, path: str) -> tuple[Kind, int | float | str | bytes] | None:
@@ -170,14 +171,13 @@ def _scalar(value: Any, path: str) -> tuple[Kind, int | float | str | bytes] | N
     if isinstance(value, bool):
         return "bool", int(value)
     if isinstance(value, int):
-        return ("number", value) if -(1 << 63) <= value < 1 << 63 else ("whole", _digest(value))
+        return ("number", value) if -(1 << 63) <= value < 1 << 63 else ("whole", _digest(b"n%d" % value))
     if isinstance(value, float):
-        # 2.0 and 2 are one number: let equal values have one form, so that digests of containers agree as well.
         return "number", value
     if isinstance(value, str):
         if path in DATE_FIELDS:
             return "date", _microseconds(value, path)
-        return ("text", value) if len(value) < TEXT_PREFIX else ("whole", _digest(value))
+        return ("text", value) if len(value) < TEXT_PREFIX else ("whole", _digest(b"s" + value.encode()))
     tag = tag_of(value)
     if tag == "$float":
         return ("nan", 0) if value["$float"] == "NaN" else ("number", math.inf * (1 if value["$float"][0] == "I" else -1))
@@ -186,7 +186,7 @@ def _scalar(value: Any, path: str) -> tuple[Kind, int | float | str | bytes] | N
     if tag == "$complex":
         return "complex", ",".join(_part(part) for part in value["$complex"])
     if tag in ("$bytes", "$ndarray"):
-        return "whole", _digest(value)
+        return "whole", _digest(tag.encode() + msgspec.json.encode(value[tag], order="deterministic"))
     return None
 
 
@@ -203,52 +203,66 @@ def _microseconds(text: str, path: str) -> int:
     return (delta.days * 86400 + delta.seconds) * 1_000_000 + delta.microseconds
 
 
-def _plain(value: Any) -> Any:
-    """`value` in the one form that its digest is taken of: whole floats as integers, escapes undone."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
+def _token(scalar: tuple[Kind, int | float | str | bytes]) -> bytes:
+    """A scalar as bytes from which digests of containers are made: equal values, equal bytes."""
+    kind, value = scalar
+    if kind == "number" and isinstance(value, float) and value.is_integer():
+        value = int(value)  # 2.0 and 2 are one number
+    return value if isinstance(value, bytes) else f"{kind}:{value}".encode()
 
 
 # --- terms ---------------------------------------------------------------------------------------------------------
 
 
-def terms(document: Mapping[str, Any]) -> Iterator[Term]:
+def terms(document: Mapping[str, Any]) -> list[Term]:
     """Every term of a document in its JSON form (`msgspec.to_builtins`); duplicates may occur.
 
     Of arrays and files only the names are indexed. Elements of a list stand at the list's own path.
     """
+    found: list[Term] = []
     for field, value in document.items():
         if field in ("arrays", "files"):
-            yield from (Term(f"{field}.name", "text", item["name"][:TEXT_PREFIX]) for item in value)
+            found.extend(Term(f"{field}.name", "text", item["name"][:TEXT_PREFIX]) for item in value)
         elif field not in _UNSEARCHED:
-            yield from _terms_at(field, value)
+            _collect(field, value, found)
+    return found
 
 
-def _terms_at(path: str, value: Any) -> Iterator[Term]:
+def _collect(path: str, value: Any, found: list[Term] | None) -> bytes:
+    """Append the terms of `value` to `found`; bytes that are equal for equal values.
+
+    A container's digest is made from the bytes of its members, so that a document is walked once.
+    """
     scalar = _scalar(value, path)
     if scalar is not None:
-        yield Term(path, *scalar)
-        if scalar[0] == "whole" and isinstance(value, str):
-            yield Term(path, "text", value[:TEXT_PREFIX])
-        elif scalar[0] == "whole" and isinstance(value, int):
-            yield Term(path, "number", math.copysign(math.inf, value) if abs(value) >= 1 << 1023 else float(value))
-        return
-    yield Term(path, "whole", _digest(_plain(value)))
+        if found is not None:
+            found.append(Term(path, *scalar))
+            if scalar[0] == "whole":
+                found.extend(_approximations(path, value))
+        return _token(scalar)
     if isinstance(value, list):
-        for item in value:
-            if isinstance(item, list):
-                yield Term(path, "whole", _digest(_plain(item)))
-            else:
-                yield from _terms_at(path, item)
-        return
-    inner = value["$literal"] if tag_of(value) == "$literal" else value
-    for key, item in inner.items():
-        yield from _terms_at(f"{path}.{_escape(key)}", item)
+        # Elements stand at the list's own path; those of a list within a list only in its digest.
+        parts = [_collect(path, item, found if not isinstance(item, list) else None) for item in value]
+        if found is not None:
+            found.extend(
+                Term(path, "whole", part) for part, item in zip(parts, value, strict=True) if isinstance(item, list)
+            )
+        digest = _digest(b"[" + b"".join(len(part).to_bytes(4) + part for part in parts))
+    else:
+        inner = value["$literal"] if tag_of(value) == "$literal" else value
+        members = sorted((key.encode(), _collect(f"{path}.{_escape(key)}", item, found)) for key, item in inner.items())
+        digest = _digest(b"{" + b"".join(len(m).to_bytes(4) + m for member in members for m in member))
+    if found is not None:
+        found.append(Term(path, "whole", digest))
+    return digest
+
+
+def _approximations(path: str, value: Any) -> Iterator[Term]:
+    """What a value known by its digest is ordered by: the beginning of a text, the nearest float of an integer."""
+    if isinstance(value, str):
+        yield Term(path, "text", value[:TEXT_PREFIX])
+    elif isinstance(value, int):
+        yield Term(path, "number", math.copysign(math.inf, value) if abs(value) >= 1 << 1023 else float(value))
 
 
 # --- parsing -------------------------------------------------------------------------------------------------------
@@ -345,7 +359,7 @@ class _Parser:
             check_value(value, name)
         except ValidationError as exc:
             raise QueryError(str(exc)) from exc
-        return _scalar(value, path) or ("whole", _digest(_plain(value)))
+        return _scalar(value, path) or ("whole", _collect(path, value, None))
 
 
 _OPERATORS: dict[str, Operator] = {"$gt": "gt", "$gte": "gte", "$lt": "lt", "$lte": "lte"}

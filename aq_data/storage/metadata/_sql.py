@@ -42,6 +42,9 @@ PRAGMAS = (
 )
 
 SCHEMA = (
+    # `indexed`: the last position in order of saving whose terms are in the index.
+    "CREATE TABLE IF NOT EXISTS progress (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",
+    "INSERT OR IGNORE INTO progress VALUES ('indexed', 0)",
     """CREATE TABLE IF NOT EXISTS datafiles (
         seq INTEGER PRIMARY KEY,
         id TEXT NOT NULL UNIQUE,

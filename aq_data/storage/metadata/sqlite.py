@@ -1,4 +1,9 @@
-"""The metadata store on SQLite: one file, any number of processes, every acknowledged commit on disk."""
+"""The metadata store on SQLite: one file, any number of processes, every acknowledged commit on disk.
+
+A record is one row and its commit one flush. Its terms, some hundred rows all over the index, follow in batches, in order of
+saving, as soon as nothing else is to be written; a search first indexes what is not yet. So saving costs no more the more
+settings a measurement has, and a search still finds every acknowledged save.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import asyncio
 import queue
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -43,6 +49,10 @@ COLLECT = 500
 GROUP = 64
 """Writes that may share one commit, and so one flush to disk."""
 CACHED_RECORDS = 2048
+INDEX_BATCH = 32
+"""Records indexed in one transaction: many enough to share pages, few enough to let a save in between."""
+IDLE_SECONDS = 0.05
+"""Without a write for so long, what is not indexed yet is."""
 SCANNED = 200
 
 
@@ -128,7 +138,16 @@ class SqliteStore(MetadataStore):
         return await asyncio.shield(asyncio.wrap_future(future))
 
     def _write_loop(self) -> None:
-        while (item := self._queue.get()) is not None:
+        behind = True  # what an earlier process left
+        while True:
+            try:
+                item = self._queue.get(timeout=IDLE_SECONDS if behind else None)
+            except queue.Empty:
+                behind = self._index_in_background()
+                continue
+            if item is None:
+                return
+            behind = True
             batch = [item]
             while len(batch) < GROUP and not self._queue.empty():
                 following = self._queue.get()
@@ -167,6 +186,40 @@ class SqliteStore(MetadataStore):
             else:
                 future.set_exception(error)
 
+    def _index_in_background(self) -> bool:
+        """Index one batch; whether there may be more."""
+        done: Future[Any] = Future()
+        with self._memory_lock:
+            self._commit([(self._index, done)])
+        # A failure here loses nothing: a search tries again and tells its caller.
+        return done.exception() is None and bool(done.result())
+
+    def _index(self, connection: sqlite3.Connection) -> int:
+        """Put the terms of the next records into the index; how many those were."""
+        through = connection.execute("SELECT value FROM progress WHERE name='indexed'").fetchone()[0]
+        rows = connection.execute(
+            f"SELECT seq, document FROM datafiles WHERE seq>? ORDER BY seq LIMIT {INDEX_BATCH}", (through,)
+        ).fetchall()
+        if rows:
+            found = [(seq, frozenset(terms(msgspec.json.decode(document)))) for seq, document in rows]
+            self._put_terms(connection, found)
+            connection.execute("UPDATE progress SET value=? WHERE name='indexed'", (rows[-1][0],))
+        return len(rows)
+
+    async def _catch_up(self) -> None:
+        """Return when every record acknowledged by now is in the index."""
+        newest, indexed = await self._read(
+            lambda connection: connection.execute(
+                "SELECT (SELECT max(seq) FROM datafiles), value FROM progress WHERE name='indexed'"
+            ).fetchone()
+        )
+        while indexed < (newest or 0):
+            indexed = await self._write(self._index_and_tell)
+
+    def _index_and_tell(self, connection: sqlite3.Connection) -> int:
+        self._index(connection)
+        return int(connection.execute("SELECT value FROM progress WHERE name='indexed'").fetchone()[0])
+
     def _forget_paths(self) -> None:
         """What a rolled-back transaction numbered is not there."""
         self._path_ids.clear()
@@ -180,35 +233,29 @@ class SqliteStore(MetadataStore):
             known = self._path_ids[path, kind] = int(row[0])
         return known
 
-    def _put_terms(self, connection: sqlite3.Connection, seq: int, new: frozenset[Term], old: frozenset[Term]) -> None:
-        gone = [(self._path_id(connection, t.path, t.kind), t.value, seq) for t in old - new]
-        connection.executemany("DELETE FROM terms WHERE p=? AND v=? AND d=?", gone)
-        rows: list[tuple[int, Any, int]] = [(self._path_id(connection, t.path, t.kind), t.value, seq) for t in new - old]
-        rows.sort(key=_first)
+    def _put_terms(self, connection: sqlite3.Connection, found: list[tuple[int, frozenset[Term]]]) -> None:
+        rows = [(self._path_id(connection, t.path, t.kind), t.value, seq) for seq, new in found for t in new]
+        rows.sort(key=_first)  # pages in turn
         connection.executemany("INSERT OR IGNORE INTO terms (p, v, d) VALUES (?, ?, ?)", rows)
-        seen: set[str] = set()
-        for term in new:
-            if term.kind in KIND_ORDER:
-                if term.path in seen and term.path not in self._multi:
-                    connection.execute("UPDATE paths SET multi=1 WHERE path=?", (term.path,))
-                    self._multi.add(term.path)
-                seen.add(term.path)
+        for _, new in found:
+            counts = Counter(term.path for term in new if term.kind in KIND_ORDER)
+            for path in (path for path, count in counts.items() if count > 1 and path not in self._multi):
+                connection.execute("UPDATE paths SET multi=1 WHERE path=?", (path,))
+                self._multi.add(path)
 
     async def insert(self, record: Record) -> Record | None:
         document = record.document
         encoded = msgspec.json.encode(document)
-        found = _terms(document)
 
         def operation(connection: sqlite3.Connection) -> Record | None:
             existing = _load(connection, document.id)
             if existing is not None:
                 return existing
             _check_not_barred(connection, document.id, record.attempt)
-            cursor = connection.execute(
+            connection.execute(
                 "INSERT INTO datafiles (id, revision, deleted, attempt, digest, document) VALUES (?, ?, ?, ?, ?, ?)",
                 (document.id, document.revision, document.state == "deleted", record.attempt, record.digest, encoded),
             )
-            self._put_terms(connection, int(cursor.lastrowid or 0), found, frozenset())
             return None
 
         return await self._write(operation)
@@ -216,7 +263,7 @@ class SqliteStore(MetadataStore):
     async def replace(self, record: Record, expected_revision: int, publishes: str = "") -> bool:
         document = record.document
         encoded = msgspec.json.encode(document)
-        found = _terms(document)
+        new = frozenset(terms(msgspec.json.decode(encoded)))
 
         def operation(connection: sqlite3.Connection) -> bool:
             row = connection.execute(
@@ -229,7 +276,11 @@ class SqliteStore(MetadataStore):
                 "UPDATE datafiles SET revision=?, deleted=?, attempt=?, digest=?, document=? WHERE seq=?",
                 (document.revision, document.state == "deleted", record.attempt, record.digest, encoded, row[0]),
             )
-            self._put_terms(connection, row[0], found, frozenset(terms(msgspec.json.decode(row[1]))))
+            if row[0] <= connection.execute("SELECT value FROM progress WHERE name='indexed'").fetchone()[0]:
+                old = frozenset(terms(msgspec.json.decode(row[1])))
+                gone = [(self._path_id(connection, t.path, t.kind), t.value, row[0]) for t in old - new]
+                connection.executemany("DELETE FROM terms WHERE p=? AND v=? AND d=?", gone)
+                self._put_terms(connection, [(row[0], new)])
             return True
 
         return await self._write(operation)
@@ -271,6 +322,7 @@ class SqliteStore(MetadataStore):
             finally:
                 connection.execute("COMMIT")
 
+        await self._catch_up()
         return await self._read(operation)
 
     async def count(self, node: Node) -> int:
@@ -280,6 +332,7 @@ class SqliteStore(MetadataStore):
             row = connection.execute(f"SELECT count(*) FROM datafiles f WHERE {where.sql}", where.parameters).fetchone()
             return int(row[0])
 
+        await self._catch_up()
         return await self._read(operation)
 
     async def distinct(self, path: str, node: Node, limit: int) -> list[tuple[object, int]]:
@@ -294,6 +347,7 @@ class SqliteStore(MetadataStore):
             ).fetchall()
             return [(_value(kind, value), count) for kind, value, count in rows]
 
+        await self._catch_up()
         return await self._read(operation)
 
     async def scan(self) -> AsyncIterator[Record]:
@@ -349,10 +403,6 @@ class SqliteStore(MetadataStore):
 
 def _first(row: tuple[int, Any, int]) -> int:
     return row[0]
-
-
-def _terms(document: DataFile) -> frozenset[Term]:
-    return frozenset(terms(msgspec.to_builtins(document)))
 
 
 def _record(row: tuple[Any, ...]) -> Record:

@@ -29,10 +29,10 @@ from aq_data.errors import (
     ValidationError,
 )
 from aq_data.models.datafile import (
+    TYPED_FIELDS,
     DataFile,
     FileInfo,
     NewDataFile,
-    Typed,
     apply_patch,
     check_file_name,
     check_new,
@@ -185,7 +185,7 @@ class Save:
     def _document(self) -> DataFile:
         now = format_instant(_now())
         infos = tuple(writer.info for writer in self._writers if writer is not None)
-        typed = {field.name: getattr(self._new, field.name) for field in msgspec.structs.fields(Typed)}
+        typed = {field: getattr(self._new, field) for field in TYPED_FIELDS}
         return DataFile(
             **typed,
             id=self.id,
