@@ -14,8 +14,8 @@ from aq_data.models.selection import Axis, Selection
 
 __all__ = ["ChunkPart", "chunk_grid", "chunk_parts", "chunk_shape", "split_by_size"]
 
-TARGET_BYTES = 1 << 20
-"""About 1 MB uncompressed: a 10x10 slice costs 0.5 ms from such chunks and 2.4 ms from 8 MB ones (measured, 2 cores)."""
+TARGET_BYTES = 1 << 19
+"""Half a MiB uncompressed: docs/decisions/0001 has the measurements."""
 
 
 def chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
