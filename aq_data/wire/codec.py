@@ -137,9 +137,20 @@ class MultipartBody:
         return f"--{self._boundary}--\r\n".encode()
 
     def __iter__(self) -> Iterator[bytes]:
+        """The body in pieces of about `PIECE` bytes: heads and small parts go together, each send has its price."""
+        waiting: list[Buffer] = []
+        size = 0
+        for content in self._contents():
+            waiting.append(content)
+            size += len(content)
+            if size >= PIECE:
+                yield b"".join(waiting)
+                waiting, size = [], 0
+        yield b"".join(waiting)
+
+    def _contents(self) -> Iterator[Buffer]:
         for part in self._parts:
             yield self._head(part)
-            for piece in part.pieces():
-                yield bytes(piece)
+            yield from part.pieces()
             yield b"\r\n"
         yield self._end()

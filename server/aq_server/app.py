@@ -102,7 +102,7 @@ def build_app(config: ServerConfig, stores: Stores, *, ask_for_tokens: bool) -> 
             await stores.close()
 
     app = Litestar(
-        route_handlers=[OperationRoutes, DataFileRoutes, FileRoutes, ArrayRoutes, ZarrRoutes, SearchRoutes],
+        route_handlers=[DataFileRoutes, FileRoutes, ArrayRoutes, SearchRoutes, ZarrRoutes, OperationRoutes],
         dependencies={name: Provide(_constant(value), sync_to_thread=False) for name, value in provided.items()},
         exception_handlers={Exception: handle},
         lifespan=[lifespan],

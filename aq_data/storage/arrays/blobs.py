@@ -189,6 +189,10 @@ def _in_turn(count: int, call: Callable[[int], None]) -> None:
         call(i)
 
 
+OPEN_FILES = 64
+"""Files held open at a time while a batch is written."""
+
+
 class FolderBlobs(BlobStore):
     """Blobs as files under `root`. Success means fsynced: file contents by `put_many`, directory entries by `settle`."""
 
@@ -201,29 +205,32 @@ class FolderBlobs(BlobStore):
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"
 
-    def _write_file(self, path: str, data: Buffer) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-        try:
-            descriptor = os.open(path, flags, 0o644)
-        except FileNotFoundError:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            descriptor = os.open(path, flags, 0o644)
-        try:
-            view = memoryview(data).cast("B")
-            while view:
-                view = view[os.write(descriptor, view) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
     async def put_many(self, items: Sequence[tuple[str, Callable[[], Buffer]]]) -> None:
-        def put(i: int) -> None:
+        for first in range(0, len(items), OPEN_FILES):
+            await self._put_group(items[first : first + OPEN_FILES])
+
+    async def _put_group(self, items: Sequence[tuple[str, Callable[[], Buffer]]]) -> None:
+        """All are written before the first is flushed: the journal is then committed once, not once for each."""
+        descriptors: list[int] = []
+
+        def write(i: int) -> None:
             key, produce = items[i]
             data = produce()
             with _border(key):
-                self._write_file(self._path(key), data)
+                descriptor = _create(self._path(key))
+                descriptors.append(descriptor)
+                _write_all(descriptor, data)
 
-        await self._workers.each(len(items), put)
+        def sync(i: int) -> None:
+            with _border(items[i][0]):
+                os.fsync(descriptors[i])
+
+        try:
+            await self._workers.each(len(items), write)
+            await self._workers.each(len(items), sync)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
 
     async def settle(self, prefix: str) -> None:
         def sync_directories() -> None:
@@ -270,7 +277,12 @@ class FolderBlobs(BlobStore):
         def swap() -> None:
             with _border(key):
                 try:
-                    self._write_file(temporary, data)
+                    descriptor = _create(temporary)
+                    try:
+                        _write_all(descriptor, data)
+                        os.fsync(descriptor)
+                    finally:
+                        os.close(descriptor)
                     Path(temporary).replace(path)
                 except BaseException:
                     Path(temporary).unlink(missing_ok=True)
@@ -338,6 +350,22 @@ class FolderBlobs(BlobStore):
     async def close(self) -> None:
         # Waits on this thread: at the end of the interpreter no other can be started.
         self._workers.close()
+
+
+def _create(path: str) -> int:
+    """A descriptor of a fresh file, whose folders are made when they are not there."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o644)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        return os.open(path, flags, 0o644)
+
+
+def _write_all(descriptor: int, data: Buffer) -> None:
+    view = memoryview(data).cast("B")
+    while view:
+        view = view[os.write(descriptor, view) :]
 
 
 def _sync_directory(path: str) -> None:

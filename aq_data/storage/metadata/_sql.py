@@ -32,10 +32,10 @@ __all__ = ["PRAGMAS", "SCHEMA", "SCHEMA_VERSION", "Cursor", "Statement", "compil
 SCHEMA_VERSION = 1
 
 PRAGMAS = (
+    "PRAGMA busy_timeout=10000",
     "PRAGMA journal_mode=WAL",
     # FULL: the commit that publishes is on disk before it is acknowledged; 0.2 ms on the machines measured.
     "PRAGMA synchronous=FULL",
-    "PRAGMA busy_timeout=10000",
     "PRAGMA cache_size=-32000",
     "PRAGMA mmap_size=268435456",
     "PRAGMA foreign_keys=ON",
