@@ -106,7 +106,7 @@ def main() -> None:
         command = json.loads(line)
         try:
             answer = {"ok": getattr(driver, command["do"])(**command["with"])}
-        except Exception:
+        except Exception:  # noqa: BLE001  (told to the other process)
             answer = {"error": traceback.format_exc()}
         print(json.dumps(answer), file=answers, flush=True)
 
