@@ -42,10 +42,11 @@ def configure_logging(level: str) -> None:
     """One JSON object per line on standard error, for this program and the HTTP server under it."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines())
-    for name in ("aq_data", "uvicorn.error"):
+    # The HTTP server's own progress reports are noise beside ours.
+    for name, least in (("aq_data", level), ("uvicorn.error", "debug" if level == "debug" else "warning")):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
-        logger.setLevel(level.upper())
+        logger.setLevel(least.upper())
         logger.propagate = False
 
 

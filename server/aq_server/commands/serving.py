@@ -43,6 +43,7 @@ def _bind(config: ServerConfig) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((config.host, config.port))
+        bound.listen(2048)  # from here on nobody is refused, also before the application is ready
     except OSError as exc:
         bound.close()
         if exc.errno == errno.EADDRINUSE:
