@@ -17,7 +17,8 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.types import ASGIApp
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
-from aq_data.storage.arrays.blobs import BlobStore, FolderBlobs, MemoryBlobs
+from aq_data.storage.arrays.folder import FolderBlobs
+from aq_data.storage.arrays.memory import MemoryBlobs
 from aq_data.storage.arrays.store import ArrayStore
 from aq_data.storage.metadata.sqlite import SqliteStore
 from aq_data.storage.metadata.store import MetadataStore
@@ -65,7 +66,7 @@ def open_stores(config: ServerConfig) -> Stores:
     if config.memory:
         return Stores(SqliteStore(None), ArrayStore(MemoryBlobs()))
     folder = Path(config.data).expanduser()
-    blobs: BlobStore = FolderBlobs(folder / "blobs")
+    blobs = FolderBlobs(folder / "blobs")
     scratch = folder / "scratch"
     scratch.mkdir(exist_ok=True)
     return Stores(SqliteStore(folder / "metadata.sqlite"), ArrayStore(blobs, scratch))

@@ -14,18 +14,8 @@ from typing import Any
 import msgspec
 
 from aq_data.errors import QueryError
-from aq_data.models.query import (
-    KIND_ORDER,
-    All,
-    Any_,
-    Compare,
-    Exists,
-    Node,
-    Not,
-    SortKey,
-    pack_key,
-    unpack_key,
-)
+from aq_data.models.query import All, AnyOf, Compare, Exists, Node, Not
+from aq_data.models.terms import KIND_ORDER, SortKey, pack_key, unpack_key
 
 __all__ = ["PRAGMAS", "SCHEMA", "SCHEMA_VERSION", "Cursor", "Statement", "compile_filter", "page_statement"]
 
@@ -87,7 +77,7 @@ def compile_filter(node: Node, *, probe: bool = False) -> Statement:
     """
     if isinstance(node, All):
         return _join(" AND ", node.children, "1", probe)
-    if isinstance(node, Any_):
+    if isinstance(node, AnyOf):
         return _compile_any(node, probe)
     if isinstance(node, Not):
         inner = compile_filter(node.child, probe=probe)
@@ -104,7 +94,7 @@ def _compile_compare(node: Compare, probe: bool) -> Statement:
     return Statement(f"f.seq IN (SELECT d FROM terms WHERE p={_TERM_PATH} AND v{_OPERATORS[node.op]}?)", parameters)
 
 
-def _compile_any(node: Any_, probe: bool) -> Statement:
+def _compile_any(node: AnyOf, probe: bool) -> Statement:
     """Alternatives; equalities on one path are one IN list, which keeps long `$in` lists within SQLite's depth."""
     equal = [c for c in node.children if isinstance(c, Compare) and c.op == "eq"]
     rest = tuple(c for c in node.children if not (isinstance(c, Compare) and c.op == "eq"))

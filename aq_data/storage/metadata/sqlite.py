@@ -8,12 +8,10 @@ settings a measurement has, and a search still finds every acknowledged save.
 from __future__ import annotations
 
 import asyncio
-import queue
 import sqlite3
 import threading
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -22,12 +20,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from aq_data.errors import AqDataError, ConfigError, StorageError, UnavailableError
+from aq_data.errors import ConfigError, UnavailableError
 from aq_data.models.datafile import DataFile, DataFileId
-from aq_data.models.query import KIND_ORDER, Node, SortKey, Term, sort_key, terms
+from aq_data.models.query import Node
+from aq_data.models.terms import SortKey, sort_key, terms
 from aq_data.models.values import format_instant
+from aq_data.storage.metadata._connection import Writer, border, open_connection
+from aq_data.storage.metadata._index import TermIndex
 from aq_data.storage.metadata._sql import (
-    PRAGMAS,
     SCHEMA,
     SCHEMA_VERSION,
     Cursor,
@@ -40,37 +40,13 @@ from aq_data.storage.metadata.store import MetadataStore, Page, Record, Token
 __all__ = ["SqliteStore"]
 
 T = TypeVar("T")
-Operation = Callable[[sqlite3.Connection], Any]
 
 EXACT_TOTAL = 10_000
 """Totals are counted exactly up to here; `count` is always exact."""
 COLLECT = 500
 """Up to this many matches are fetched and sorted here; more are walked in the order of the term index."""
-GROUP = 64
-"""Writes that may share one commit, and so one flush to disk."""
 CACHED_RECORDS = 2048
-INDEX_BATCH = 32
-"""Records indexed in one transaction: many enough to share pages, few enough to let a save in between."""
-IDLE_SECONDS = 0.05
-"""Without a write for so long, what is not indexed yet is."""
 SCANNED = 200
-
-
-def translate(exc: sqlite3.Error) -> AqDataError:
-    """Our error for SQLite's: what a wait may mend is UnavailableError, everything else StorageError."""
-    name = getattr(exc, "sqlite_errorname", None) or type(exc).__name__
-    message = f"the metadata database failed ({name}): {exc}"
-    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR")):
-        return UnavailableError(message)
-    return StorageError(message)
-
-
-@contextmanager
-def _border() -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as exc:
-        raise translate(exc) from exc
 
 
 class SqliteStore(MetadataStore):
@@ -86,22 +62,15 @@ class SqliteStore(MetadataStore):
         # In memory there is one connection, which readers and the writer take in turns.
         self._memory_lock = threading.RLock()
         self._records: dict[DataFileId, Record] = {}
-        self._path_ids: dict[tuple[str, str], int] = {}
-        self._multi: set[str] = set()
-        self._queue: queue.SimpleQueue[tuple[Operation, Future[Any]] | None] = queue.SimpleQueue()
+        self._index = TermIndex()
         self._readers = ThreadPoolExecutor(4, thread_name_prefix="sqlite-read")
-        with _border():
-            self._writer_connection = self._connect()
-            self._prepare(self._writer_connection)
-        self._writer = threading.Thread(target=self._write_loop, name="sqlite-write", daemon=True)
-        self._writer.start()
+        with border():
+            self._written = self._connect()
+            self._prepare(self._written)
+        self._writer = Writer(self._written, self._memory_lock, self._index_next, self._index.forget)
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            self._path or ":memory:", isolation_level=None, check_same_thread=False, cached_statements=256
-        )
-        for pragma in PRAGMAS:
-            connection.execute(pragma)
+        connection = open_connection(self._path)
         self._opened.append(connection)
         return connection
 
@@ -121,90 +90,18 @@ class SqliteStore(MetadataStore):
     @contextmanager
     def _reader(self) -> Iterator[sqlite3.Connection]:
         if self._path is None:
-            with self._memory_lock, _border():
-                yield self._writer_connection
+            with self._memory_lock, border():
+                yield self._written
             return
-        with _border():
+        with border():
             if not hasattr(self._local, "connection"):
                 self._local.connection = self._connect()
             yield self._local.connection
 
     # --- writing ---------------------------------------------------------------------------------------------------
 
-    async def _write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
-        future: Future[T] = Future()
-        self._queue.put((operation, future))
-        # Shielded: a caller that goes away does not undo what stands in a shared transaction.
-        return await asyncio.shield(asyncio.wrap_future(future))
-
-    def _write_loop(self) -> None:
-        behind = True  # what an earlier process left
-        while True:
-            try:
-                item = self._queue.get(timeout=IDLE_SECONDS if behind else None)
-            except queue.Empty:
-                behind = self._index_in_background()
-                continue
-            if item is None:
-                return
-            behind = True
-            batch = [item]
-            while len(batch) < GROUP and not self._queue.empty():
-                following = self._queue.get()
-                if following is None:
-                    self._queue.put(None)
-                    break
-                batch.append(following)
-            with self._memory_lock:
-                self._commit(batch)
-
-    def _commit(self, batch: list[tuple[Operation, Future[Any]]]) -> None:
-        connection = self._writer_connection
-        outcomes: list[tuple[Future[Any], Any, BaseException | None]] = []
-        try:
-            with _border():
-                connection.execute("BEGIN IMMEDIATE")
-                for operation, future in batch:
-                    connection.execute("SAVEPOINT one")
-                    try:
-                        with _border():
-                            outcomes.append((future, operation(connection), None))
-                    except Exception as exc:  # noqa: BLE001  (each caller gets the failure of its own operation)
-                        outcomes.append((future, None, exc))
-                        connection.execute("ROLLBACK TO one")
-                        self._forget_paths()
-                    connection.execute("RELEASE one")
-                connection.execute("COMMIT")
-        except Exception as exc:  # noqa: BLE001  (handed to every caller of the batch)
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            self._forget_paths()
-            outcomes = [(future, None, exc) for _, future in batch]
-        for future, result, error in outcomes:
-            if error is None:
-                future.set_result(result)
-            else:
-                future.set_exception(error)
-
-    def _index_in_background(self) -> bool:
-        """Index one batch; whether there may be more."""
-        done: Future[Any] = Future()
-        with self._memory_lock:
-            self._commit([(self._index, done)])
-        # A failure here loses nothing: a search tries again and tells its caller.
-        return done.exception() is None and bool(done.result())
-
-    def _index(self, connection: sqlite3.Connection) -> int:
-        """Put the terms of the next records into the index; how many those were."""
-        through = connection.execute("SELECT value FROM progress WHERE name='indexed'").fetchone()[0]
-        rows = connection.execute(
-            f"SELECT seq, document FROM datafiles WHERE seq>? ORDER BY seq LIMIT {INDEX_BATCH}", (through,)
-        ).fetchall()
-        if rows:
-            found = [(seq, frozenset(terms(msgspec.json.decode(document)))) for seq, document in rows]
-            self._put_terms(connection, found)
-            connection.execute("UPDATE progress SET value=? WHERE name='indexed'", (rows[-1][0],))
-        return len(rows)
+    def _index_next(self, connection: sqlite3.Connection) -> bool:
+        return self._index.through(connection) != self._index.advance(connection)
 
     async def _catch_up(self) -> None:
         """Return when every record acknowledged by now is in the index."""
@@ -214,34 +111,7 @@ class SqliteStore(MetadataStore):
             ).fetchone()
         )
         while indexed < (newest or 0):
-            indexed = await self._write(self._index_and_tell)
-
-    def _index_and_tell(self, connection: sqlite3.Connection) -> int:
-        self._index(connection)
-        return int(connection.execute("SELECT value FROM progress WHERE name='indexed'").fetchone()[0])
-
-    def _forget_paths(self) -> None:
-        """What a rolled-back transaction numbered is not there."""
-        self._path_ids.clear()
-        self._multi.clear()
-
-    def _path_id(self, connection: sqlite3.Connection, path: str, kind: str) -> int:
-        known = self._path_ids.get((path, kind))
-        if known is None:
-            connection.execute("INSERT OR IGNORE INTO paths (path, kind) VALUES (?, ?)", (path, kind))
-            row = connection.execute("SELECT p FROM paths WHERE path=? AND kind=?", (path, kind)).fetchone()
-            known = self._path_ids[path, kind] = int(row[0])
-        return known
-
-    def _put_terms(self, connection: sqlite3.Connection, found: list[tuple[int, frozenset[Term]]]) -> None:
-        rows = [(self._path_id(connection, t.path, t.kind), t.value, seq) for seq, new in found for t in new]
-        rows.sort(key=_first)  # pages in turn
-        connection.executemany("INSERT OR IGNORE INTO terms (p, v, d) VALUES (?, ?, ?)", rows)
-        for _, new in found:
-            counts = Counter(term.path for term in new if term.kind in KIND_ORDER)
-            for path in (path for path, count in counts.items() if count > 1 and path not in self._multi):
-                connection.execute("UPDATE paths SET multi=1 WHERE path=?", (path,))
-                self._multi.add(path)
+            indexed = await self._writer.write(self._index.advance)
 
     async def insert(self, record: Record) -> Record | None:
         document = record.document
@@ -258,12 +128,11 @@ class SqliteStore(MetadataStore):
             )
             return None
 
-        return await self._write(operation)
+        return await self._writer.write(operation)
 
     async def replace(self, record: Record, expected_revision: int, publishes: str = "") -> bool:
         document = record.document
         encoded = msgspec.json.encode(document)
-        new = frozenset(terms(msgspec.json.decode(encoded)))
 
         def operation(connection: sqlite3.Connection) -> bool:
             row = connection.execute(
@@ -276,17 +145,15 @@ class SqliteStore(MetadataStore):
                 "UPDATE datafiles SET revision=?, deleted=?, attempt=?, digest=?, document=? WHERE seq=?",
                 (document.revision, document.state == "deleted", record.attempt, record.digest, encoded, row[0]),
             )
-            if row[0] <= connection.execute("SELECT value FROM progress WHERE name='indexed'").fetchone()[0]:
-                old = frozenset(terms(msgspec.json.decode(row[1])))
-                gone = [(self._path_id(connection, t.path, t.kind), t.value, row[0]) for t in old - new]
-                connection.executemany("DELETE FROM terms WHERE p=? AND v=? AND d=?", gone)
-                self._put_terms(connection, [(row[0], new)])
+            self._index.replace(connection, row[0], row[1], encoded)
             return True
 
-        return await self._write(operation)
+        return await self._writer.write(operation)
 
     async def bar(self, id: DataFileId, key: str) -> None:
-        await self._write(lambda connection: connection.execute("INSERT OR IGNORE INTO barred VALUES (?, ?)", (id, key)))
+        await self._writer.write(
+            lambda connection: connection.execute("INSERT OR IGNORE INTO barred VALUES (?, ?)", (id, key))
+        )
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
@@ -364,7 +231,7 @@ class SqliteStore(MetadataStore):
 
     async def add_token(self, token: Token) -> None:
         row = (token.id, token.hash, msgspec.json.encode(token))
-        await self._write(lambda connection: connection.execute("INSERT INTO tokens VALUES (?, ?, ?)", row))
+        await self._writer.write(lambda connection: connection.execute("INSERT INTO tokens VALUES (?, ?, ?)", row))
 
     async def find_token(self, hash: str) -> Token | None:
         with self._reader() as connection:
@@ -386,23 +253,18 @@ class SqliteStore(MetadataStore):
             connection.execute("UPDATE tokens SET token=? WHERE id=?", (msgspec.json.encode(token), id))
             return True
 
-        return await self._write(operation)
+        return await self._writer.write(operation)
 
     async def check(self) -> None:
         # Taking the write lock and letting go shows that the disk, the file and the lock all work.
-        await self._write(lambda connection: connection.execute("SELECT count(*) FROM tokens").fetchone())
+        await self._writer.write(lambda connection: connection.execute("SELECT count(*) FROM tokens").fetchone())
 
     async def close(self) -> None:
-        self._queue.put(None)
         # Waits on this thread: at the end of the interpreter no other can be started.
-        self._writer.join()
+        self._writer.close()
         self._readers.shutdown()
         for connection in self._opened:
             connection.close()
-
-
-def _first(row: tuple[int, Any, int]) -> int:
-    return row[0]
 
 
 def _record(row: tuple[Any, ...]) -> Record:

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from aq_data.models.datafile import DataFile, DataFileId
-from aq_data.models.query import Node, SortKey
+from aq_data.models.query import Node
+from aq_data.models.terms import SortKey
 
 __all__ = ["MetadataStore", "Page", "Record", "Token"]
 

@@ -7,7 +7,9 @@ from typing import Any
 import msgspec
 
 from aq_data.errors import QueryError
-from aq_data.models.query import Node, parse_filter, parse_path, parse_sort
+from aq_data.models.datafile import DataFile
+from aq_data.models.query import Node, parse_filter
+from aq_data.models.terms import parse_path, parse_sort, path_segments
 from aq_data.storage.metadata.store import MetadataStore, Page
 
 __all__ = ["MAX_LIMIT", "SearchRequest", "Searching"]
@@ -58,12 +60,9 @@ class Searching:
 
 
 def _segments(field: str) -> list[str]:
-    try:
-        path = parse_path(field)
-    except QueryError:
-        # attrs, path and format are not searched, but may be asked for.
-        path = field
-    return [part.replace("\0", ".").replace("\\\\", "\\") for part in path.replace("\\.", "\0").split(".")]
+    """The keys to follow; attrs, path and format are not searched, but may be asked for."""
+    first = path_segments(field)[0]
+    return path_segments(field if first in DataFile.__struct_fields__ else parse_path(field))
 
 
 def _project(document: dict[str, Any], paths: list[list[str]]) -> dict[str, Any]:

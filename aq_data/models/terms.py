@@ -1,0 +1,252 @@
+r"""What a document is found by: its terms, (path, kind, value) triples, the same for every store.
+
+Path segments are separated by dots; a dot inside a key is written `\.`. A value's kind keeps numbers from being compared
+with text. Containers, long texts, bytes and integers beyond 64 bits are known by a digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from aq_data.errors import QueryError, ValidationError
+from aq_data.models.datafile import DATE_FIELDS, SERVER_FIELDS, TYPED_FIELDS
+from aq_data.models.values import parse_instant, tag_of
+
+__all__ = [
+    "KIND_ORDER",
+    "TEXT_PREFIX",
+    "Kind",
+    "SortKey",
+    "Term",
+    "comparable",
+    "nearest_float",
+    "pack_key",
+    "parse_path",
+    "parse_sort",
+    "path_segments",
+    "sort_key",
+    "terms",
+    "unpack_key",
+]
+
+MAX_PATH = 500
+TEXT_PREFIX = 100
+"""Characters of a text value that are indexed for order; longer texts are equal by digest."""
+
+Kind = Literal["number", "nan", "text", "bool", "null", "date", "complex", "whole"]
+"""`whole` stands for values known only by a digest: containers, long texts, integers beyond 64 bits, bytes."""
+
+KIND_ORDER: dict[str, int] = {"null": 0, "nan": 1, "number": 2, "text": 3, "complex": 4, "bool": 5, "date": 6}
+"""How kinds sort among each other, missing first (with null); `whole` has no order and sorts as missing."""
+
+_UNSEARCHED = {"attrs", "path", "format"}
+
+
+class Term(NamedTuple):
+    """One indexed fact of a document: somewhere at `path` stands a value of `kind`."""
+
+    path: str
+    kind: Kind
+    value: int | float | str | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SortKey:
+    """One path; documents without it come first, or last when `descending`."""
+
+    path: str
+    descending: bool
+
+
+def path_segments(text: str) -> list[str]:
+    """The keys of a dotted path, escapes undone. QueryError for a lone backslash at the end."""
+    segments, current, escaped = [], "", False
+    for ch in text:
+        if escaped:
+            current, escaped = current + ch, False
+        elif ch == "\\":
+            escaped = True
+        elif ch == ".":
+            segments.append(current)
+            current = ""
+        else:
+            current += ch
+    if escaped:
+        raise QueryError(f"path {text[:80]!r} ends in a backslash; write \\\\ for a backslash in a key")
+    return [*segments, current]
+
+
+def _escape(segment: str) -> str:
+    if "." not in segment and "\\" not in segment:
+        return segment
+    return segment.replace("\\", "\\\\").replace(".", "\\.")
+
+
+def parse_path(text: str) -> str:
+    """The canonical path: typed fields and `metadata.…` as they are, any other first key under `metadata`."""
+    if not text or len(text) > MAX_PATH:
+        raise QueryError(f"a path needs 1 to {MAX_PATH} characters, not {len(text)}")
+    segments = path_segments(text)
+    if segments[0] in _UNSEARCHED:
+        raise QueryError(f"{segments[0]!r} is not searched")
+    if segments[0] != "metadata" and segments[0] not in TYPED_FIELDS | SERVER_FIELDS:
+        segments = ["metadata", *segments]
+    return ".".join(_escape(segment) for segment in segments)
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def _scalar(value: Any, path: str) -> tuple[Kind, int | float | str | bytes] | None:
+    """Kind and comparable value of one scalar in tagged JSON; None for containers."""
+    if value is None:
+        return "null", 0
+    if isinstance(value, bool):
+        return "bool", int(value)
+    if isinstance(value, int):
+        return ("number", value) if -(1 << 63) <= value < 1 << 63 else ("whole", _digest(b"n%d" % value))
+    if isinstance(value, float):
+        return "number", value
+    if isinstance(value, str):
+        if path in DATE_FIELDS:
+            return "date", _microseconds(value, path)
+        return ("text", value) if len(value) < TEXT_PREFIX else ("whole", _digest(b"s" + value.encode()))
+    tag = tag_of(value)
+    if tag == "$float":
+        return ("nan", 0) if value["$float"] == "NaN" else ("number", math.inf * (1 if value["$float"][0] == "I" else -1))
+    if tag == "$date":
+        return "date", _microseconds(value["$date"], path)
+    if tag == "$complex":
+        return "complex", ",".join(_part(part) for part in value["$complex"])
+    if tag in ("$bytes", "$ndarray"):
+        return "whole", _digest(tag.encode() + msgspec.json.encode(value[tag], order="deterministic"))
+    return None
+
+
+def _part(part: Any) -> str:
+    return part["$float"] if isinstance(part, dict) else repr(float(part) + 0.0)
+
+
+def _microseconds(text: str, path: str) -> int:
+    try:
+        instant = parse_instant(text, path)
+    except ValidationError as exc:
+        raise QueryError(f"{path}: {exc}") from exc
+    delta = instant - datetime(1970, 1, 1, tzinfo=UTC)
+    return (delta.days * 86400 + delta.seconds) * 1_000_000 + delta.microseconds
+
+
+def _token(scalar: tuple[Kind, int | float | str | bytes]) -> bytes:
+    """A scalar as bytes from which digests of containers are made: equal values, equal bytes."""
+    kind, value = scalar
+    if kind == "number" and isinstance(value, float) and value.is_integer():
+        value = int(value)  # 2.0 and 2 are one number
+    return value if isinstance(value, bytes) else f"{kind}:{value}".encode()
+
+
+def nearest_float(value: int) -> float:
+    """What an integer beyond 64 bits is ordered by."""
+    return math.copysign(math.inf, value) if abs(value) >= 1 << 1023 else float(value)
+
+
+def terms(document: Mapping[str, Any]) -> list[Term]:
+    """Every term of a document in its JSON form (`msgspec.to_builtins`); duplicates may occur.
+
+    Of arrays and files only the names are indexed. Elements of a list stand at the list's own path.
+    """
+    found: list[Term] = []
+    for field, value in document.items():
+        if field in ("arrays", "files"):
+            found.extend(Term(f"{field}.name", "text", item["name"][:TEXT_PREFIX]) for item in value)
+        elif field not in _UNSEARCHED:
+            _collect(field, value, found)
+    return found
+
+
+def comparable(value: Any, path: str) -> tuple[Kind, int | float | str | bytes]:
+    """The kind and value by which a tagged JSON value at `path` equals another. QueryError for a bad date."""
+    return _scalar(value, path) or ("whole", _collect(path, value, None))
+
+
+def _collect(path: str, value: Any, found: list[Term] | None) -> bytes:
+    """Append the terms of `value` to `found`; bytes that are equal for equal values.
+
+    A container's digest is made from the bytes of its members, so that a document is walked once.
+    """
+    scalar = _scalar(value, path)
+    if scalar is not None:
+        if found is not None:
+            found.append(Term(path, *scalar))
+            if scalar[0] == "whole":
+                found.extend(_approximations(path, value))
+        return _token(scalar)
+    if isinstance(value, list):
+        # Elements stand at the list's own path; those of a list within a list only in its digest.
+        parts = [_collect(path, item, found if not isinstance(item, list) else None) for item in value]
+        if found is not None:
+            found.extend(
+                Term(path, "whole", part) for part, item in zip(parts, value, strict=True) if isinstance(item, list)
+            )
+        digest = _digest(b"[" + b"".join(len(part).to_bytes(4) + part for part in parts))
+    else:
+        inner = value["$literal"] if tag_of(value) == "$literal" else value
+        members = sorted((key.encode(), _collect(f"{path}.{_escape(key)}", item, found)) for key, item in inner.items())
+        digest = _digest(b"{" + b"".join(len(m).to_bytes(4) + m for member in members for m in member))
+    if found is not None:
+        found.append(Term(path, "whole", digest))
+    return digest
+
+
+def _approximations(path: str, value: Any) -> Iterator[Term]:
+    """What a value known by its digest is ordered by: the beginning of a text, the nearest float of an integer."""
+    if isinstance(value, str):
+        yield Term(path, "text", value[:TEXT_PREFIX])
+    elif isinstance(value, int):
+        yield Term(path, "number", nearest_float(value))
+
+
+def parse_sort(text: str) -> SortKey:
+    """`name` ascending, `-name` descending. One path; equal values are ordered by time of saving."""
+    descending = text.startswith("-")
+    return SortKey(parse_path(text[1:] if descending else text), descending)
+
+
+def sort_key(found: frozenset[Term], key: SortKey) -> tuple[int, Any]:
+    """(rank of the kind, value) to order by: of several values the least, or the greatest when descending."""
+    keys = [
+        (KIND_ORDER[term.kind], term.value if term.kind not in ("null", "nan") else 0)
+        for term in found
+        if term.path == key.path and term.kind in KIND_ORDER
+    ]
+    if not keys:
+        return (0, 0)
+    return max(keys) if key.descending else min(keys)
+
+
+def pack_key(key: tuple[int, Any]) -> str:
+    """A sort key as text for a cursor; `unpack_key` reads it back exactly."""
+    rank, value = key
+    if isinstance(value, float):
+        return f"{rank}f{struct.pack('>d', value).hex()}"
+    return f"{rank}i{value}" if isinstance(value, int) else f"{rank}s{value}"
+
+
+def unpack_key(text: str) -> tuple[int, Any]:
+    """The key that `pack_key` was given; ValueError for anything else."""
+    rank, form, rest = int(text[0]), text[1:2], text[2:]
+    if form == "f":
+        return rank, struct.unpack(">d", bytes.fromhex(rest))[0]
+    if form == "i":
+        return rank, int(rest)
+    if form == "s":
+        return rank, rest
+    raise ValueError(text)

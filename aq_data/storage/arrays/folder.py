@@ -1,0 +1,260 @@
+"""Blobs as files: the only place that knows paths and fsync."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from aq_data.errors import AqDataError, NotFoundError, StorageError, UnavailableError
+from aq_data.storage.arrays.blobs import BlobEntry, BlobStore, Buffer, Upload
+from aq_data.storage.arrays.workers import Workers
+
+__all__ = ["FolderBlobs", "translate"]
+
+_TRANSIENT = {"EAGAIN", "EBUSY", "EDQUOT", "EHOSTDOWN", "EIO", "EMFILE", "ENFILE", "ENOSPC", "ESTALE", "ETIMEDOUT", "EROFS"}
+
+
+def translate(exc: OSError, key: str) -> AqDataError:
+    """Our error for the operating system's: absence, what waiting or the operator may mend, and the rest."""
+    if isinstance(exc, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+        return NotFoundError(f"there is no blob {key!r}")
+    name = errno.errorcode.get(exc.errno or 0, type(exc).__name__)
+    message = f"the blob store failed at {key!r} ({name}): {exc.strerror or exc}"
+    return UnavailableError(message) if name in _TRANSIENT else StorageError(message)
+
+
+@contextmanager
+def _border(key: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise translate(exc, key) from exc
+
+
+OPEN_FILES = 64
+"""Files held open at a time while a batch is written."""
+
+
+class FolderBlobs(BlobStore):
+    """Blobs as files under `root`. Success means fsynced: file contents by `put_many`, directory entries by `settle`."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.absolute()
+        with _border(str(root)):
+            self._root.mkdir(parents=True, exist_ok=True)
+        self._workers = Workers()
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key}"
+
+    async def put_many(self, items: Sequence[tuple[str, Callable[[], Buffer]]]) -> None:
+        for first in range(0, len(items), OPEN_FILES):
+            await self._put_group(items[first : first + OPEN_FILES])
+
+    async def _put_group(self, items: Sequence[tuple[str, Callable[[], Buffer]]]) -> None:
+        """All are written before the first is flushed: the journal is then committed once, not once for each."""
+        descriptors: list[int] = []
+
+        def write(i: int) -> None:
+            key, produce = items[i]
+            data = produce()
+            with _border(key):
+                descriptor = _create(self._path(key))
+                descriptors.append(descriptor)
+                _write_all(descriptor, data)
+
+        def sync(i: int) -> None:
+            with _border(items[i][0]):
+                os.fsync(descriptors[i])
+
+        try:
+            await self._workers.each(len(items), write)
+            await self._workers.each(len(items), sync)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    async def settle(self, prefix: str) -> None:
+        def sync_directories() -> None:
+            with _border(prefix):
+                for directory, _, _ in os.walk(self._path(prefix), topdown=False):
+                    _sync_directory(directory)
+                above = Path(self._path(prefix))
+                while above != self._root:
+                    above = above.parent
+                    _sync_directory(str(above))
+
+        await self._workers.run(sync_directories)
+
+    def _read_file(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        with _border(key), open(self._path(key), "rb", buffering=0) as file:
+            if start:
+                file.seek(start)
+            length = os.fstat(file.fileno()).st_size - start if stop is None else stop - start
+            data = file.read(max(0, length))
+            if len(data) < length and stop is None:  # a signal or a network mount may cut a read short
+                rest = file.readall()
+                data += rest or b""
+            return data
+
+    async def get_many(self, keys: Sequence[str], consume: Callable[[int, bytes], None]) -> None:
+        await self._workers.each(len(keys), lambda i: consume(i, self._read_file(keys[i])))
+
+    async def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        return await self._workers.run(lambda: self._read_file(key, start, stop))
+
+    async def size(self, key: str) -> int:
+        def stat() -> int:
+            with _border(key):
+                if os.path.isdir(self._path(key)):
+                    raise NotFoundError(f"there is no blob {key!r}")
+                return os.stat(self._path(key)).st_size
+
+        return await self._workers.run(stat)
+
+    async def replace(self, key: str, data: Buffer) -> None:
+        path = self._path(key)
+        temporary = f"{path}.{os.getpid()}.{threading.get_ident()}.{time.monotonic_ns()}.tmp"
+
+        def swap() -> None:
+            with _border(key):
+                try:
+                    descriptor = _create(temporary)
+                    try:
+                        _write_all(descriptor, data)
+                        os.fsync(descriptor)
+                    finally:
+                        os.close(descriptor)
+                    Path(temporary).replace(path)
+                except BaseException:
+                    Path(temporary).unlink(missing_ok=True)
+                    raise
+                _sync_directory(os.path.dirname(path))
+
+        await self._workers.run(swap)
+
+    async def upload(self, key: str) -> Upload:
+        return await self._workers.run(lambda: _FileUpload(key, self._path(key), self._workers))
+
+    async def children(self, prefix: str) -> list[str]:
+        def names() -> list[str]:
+            with _border(prefix):
+                try:
+                    return sorted(os.listdir(self._path(prefix)))
+                except (FileNotFoundError, NotADirectoryError):
+                    return []
+
+        return await self._workers.run(names)
+
+    async def walk(self, prefix: str) -> AsyncIterator[BlobEntry]:
+        def entries() -> list[BlobEntry]:
+            found = []
+            for directory, _, names in os.walk(self._path(prefix)):
+                for name in names:
+                    path = os.path.join(directory, name)
+                    try:
+                        stat = os.stat(path)
+                    except FileNotFoundError:
+                        continue  # removed meanwhile
+                    found.append(BlobEntry(os.path.relpath(path, self._root), stat.st_size, stat.st_mtime))
+            return found
+
+        for entry in await self._workers.run(entries):
+            yield entry
+
+    async def remove(self, prefix: str) -> None:
+        def delete() -> None:
+            path = self._path(prefix)
+            with _border(prefix):
+                try:
+                    shutil.rmtree(path)
+                except NotADirectoryError:
+                    os.unlink(path)
+                except FileNotFoundError:
+                    return
+                _sync_directory(os.path.dirname(path))
+                parent = os.path.dirname(path)
+                if parent != str(self._root):
+                    try:
+                        Path(parent).rmdir()
+                    except OSError:
+                        return  # other attempts lie there
+                    _sync_directory(os.path.dirname(parent))
+
+        await self._workers.run(delete)
+
+    def location(self, key: str) -> str:
+        return self._path(key)
+
+    async def check(self) -> None:
+        await self.replace(".ready", b"")
+
+    async def close(self) -> None:
+        # Waits on this thread: at the end of the interpreter no other can be started.
+        self._workers.close()
+
+
+def _create(path: str) -> int:
+    """A descriptor of a fresh file, whose folders are made when they are not there."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o644)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        return os.open(path, flags, 0o644)
+
+
+def _write_all(descriptor: int, data: Buffer) -> None:
+    view = memoryview(data).cast("B")
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _sync_directory(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _FileUpload(Upload):
+    """Written in place: the attempt's prefix is not published before `finish`, so no reader can come too early."""
+
+    def __init__(self, key: str, path: str, workers: Workers) -> None:
+        self._key, self._path, self._workers = key, path, workers
+        with _border(key):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            self._file: Any = open(path, "wb", buffering=0)  # noqa: SIM115  (closed by finish or discard)
+
+    async def write(self, data: Buffer) -> None:
+        def write() -> None:
+            view = memoryview(data).cast("B")
+            with _border(self._key):
+                while view:
+                    view = view[self._file.write(view) :]
+
+        await self._workers.run(write)
+
+    async def finish(self) -> None:
+        def sync() -> None:
+            with _border(self._key):
+                os.fsync(self._file.fileno())
+                self._file.close()
+
+        await self._workers.run(sync)
+
+    async def discard(self) -> None:
+        def forget() -> None:
+            self._file.close()
+            Path(self._path).unlink(missing_ok=True)
+
+        if not self._file.closed:
+            await self._workers.run(forget)

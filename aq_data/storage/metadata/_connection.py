@@ -1,0 +1,147 @@
+"""SQLite connections, the one thread that writes, and the border where SQLite's errors become ours."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from aq_data.errors import AqDataError, StorageError, UnavailableError
+from aq_data.storage.metadata._sql import PRAGMAS
+
+__all__ = ["Writer", "border", "open_connection", "translate"]
+
+T = TypeVar("T")
+Operation = Callable[[sqlite3.Connection], Any]
+
+GROUP = 64
+"""Writes that may share one commit, and so one flush to disk."""
+IDLE_SECONDS = 0.05
+"""Without a write for so long, the writer does its work in the background."""
+
+
+def translate(exc: sqlite3.Error) -> AqDataError:
+    """Our error for SQLite's: what a wait may mend is UnavailableError, everything else StorageError."""
+    name = getattr(exc, "sqlite_errorname", None) or type(exc).__name__
+    message = f"the metadata database failed ({name}): {exc}"
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR")):
+        return UnavailableError(message)
+    return StorageError(message)
+
+
+@contextmanager
+def border() -> Iterator[None]:
+    """Nothing of `sqlite3` leaves this block."""
+    try:
+        yield
+    except sqlite3.Error as exc:
+        raise translate(exc) from exc
+
+
+def open_connection(path: Path | None) -> sqlite3.Connection:
+    """A connection in autocommit mode with our settings; None is a database in memory."""
+    connection = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False, cached_statements=256)
+    for pragma in PRAGMAS:
+        connection.execute(pragma)
+    return connection
+
+
+class Writer:
+    """A thread that runs operations on one connection; those that wait together share a transaction.
+
+    Each has a savepoint of its own: one that fails is undone alone and tells its own caller. When nothing was written for
+    `IDLE_SECONDS`, `background` runs, in a transaction of its own, until it returns False.
+    """
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        lock: threading.RLock | threading.Lock,
+        background: Callable[[sqlite3.Connection], bool],
+        rolled_back: Callable[[], None],
+    ) -> None:
+        """`lock` is held while the connection is used; `rolled_back` is told when something was undone."""
+        self._connection, self._lock = connection, lock
+        self._background, self._rolled_back = background, rolled_back
+        self._queue: queue.SimpleQueue[tuple[Operation, Future[Any]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="sqlite-write", daemon=True)
+        self._thread.start()
+
+    async def write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+        """The operation's result, once it is committed and on disk."""
+        future: Future[T] = Future()
+        self._queue.put((operation, future))
+        # Shielded: a caller that goes away does not undo what stands in a shared transaction.
+        return await asyncio.shield(asyncio.wrap_future(future))
+
+    def close(self) -> None:
+        """Finish what waits."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        behind = True  # an earlier process may have left work
+        while True:
+            try:
+                item = self._queue.get(timeout=IDLE_SECONDS if behind else None)
+            except queue.Empty:
+                behind = self._run_background()
+                continue
+            if item is None:
+                return
+            behind = True
+            self._commit(self._batch(item))
+
+    def _batch(self, first: tuple[Operation, Future[Any]]) -> list[tuple[Operation, Future[Any]]]:
+        batch = [first]
+        while len(batch) < GROUP and not self._queue.empty():
+            following = self._queue.get()
+            if following is None:
+                self._queue.put(None)
+                break
+            batch.append(following)
+        return batch
+
+    def _run_background(self) -> bool:
+        done: Future[bool] = Future()
+        self._commit([(self._background, done)])
+        # A failure loses nothing: whoever needs the work done asks for it and is told.
+        return done.exception() is None and done.result()
+
+    def _commit(self, batch: list[tuple[Operation, Future[Any]]]) -> None:
+        outcomes: list[tuple[Future[Any], Any, BaseException | None]] = []
+        connection = self._connection
+        with self._lock:
+            try:
+                with border():
+                    connection.execute("BEGIN IMMEDIATE")
+                    outcomes = [(future, *self._attempt(operation)) for operation, future in batch]
+                    connection.execute("COMMIT")
+            except Exception as exc:  # noqa: BLE001  (handed to every caller of the batch)
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                self._rolled_back()
+                outcomes = [(future, None, exc) for _, future in batch]
+        for future, result, error in outcomes:
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+
+    def _attempt(self, operation: Operation) -> tuple[Any, BaseException | None]:
+        self._connection.execute("SAVEPOINT one")
+        try:
+            with border():
+                result, error = operation(self._connection), None
+        except Exception as exc:  # noqa: BLE001  (its own caller gets it)
+            result, error = None, exc
+            self._connection.execute("ROLLBACK TO one")
+            self._rolled_back()
+        self._connection.execute("RELEASE one")
+        return result, error
