@@ -124,7 +124,9 @@ def main(arguments: list[str] | None = None) -> int:
     except AqDataError as exc:
         print(f"aq-data: {exc}", file=sys.stderr)
         return _EXIT_ERROR
-    except ImportError as exc:
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.startswith(("aq_data", "aq_server")):
+            raise
         print(f"aq-data: {exc.name} is not installed; pip install 'aq-data[server]' has everything", file=sys.stderr)
         return _EXIT_ERROR
     except BrokenPipeError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ class Workers:
     def __init__(self) -> None:
         self.width = max(2, os.cpu_count() or 1)
         self._quick = ThreadPoolExecutor(2 * self.width, thread_name_prefix="blob-quick")
-        self._bulk = ThreadPoolExecutor(self.width, thread_name_prefix="blob-bulk")
+        self._bulk = ThreadPoolExecutor(self.width, thread_name_prefix="blob-bulk", initializer=_step_back)
 
     async def run(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._quick, call)
@@ -64,3 +65,9 @@ class Workers:
 def _in_turn(count: int, call: Callable[[int], None]) -> None:
     for i in range(count):
         call(i)
+
+
+def _step_back() -> None:
+    """Leave the processor to the event loop and to small requests whenever they want it (Linux: nice is per thread)."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
