@@ -100,12 +100,12 @@ class Client:
         """
         headers = {} if revision is None else {"If-Match": f'"{revision}"'}
         tagged = {name: to_tagged(_instant(name, value), name) for name, value in patch.items()}
-        return self._file(self._http.json("PATCH", datafile_path(id), tagged, headers))
+        return self._file(self._http.json("PATCH", datafile_path(id), tagged, headers, repeatable=revision is None))
 
     def delete(self, id: str, revision: int | None = None) -> None:
         """Turn the DataFile into a tombstone. Its bytes stay until `aq-data gc --delete`."""
         headers = {} if revision is None else {"If-Match": f'"{revision}"'}
-        self._http.json("DELETE", datafile_path(id), headers=headers)
+        self._http.json("DELETE", datafile_path(id), headers=headers, repeatable=False)
 
     def search(
         self,

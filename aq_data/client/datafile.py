@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 from aq_data.client.arrays import RemoteArray
 from aq_data.client.connections import Source
 from aq_data.client.html import datafile_html, hits_html
-from aq_data.client.http import Http
+from aq_data.client.http import Body, Http
 from aq_data.client.outgoing import outgoing_files
 from aq_data.client.progress import progress
 from aq_data.errors import NotFoundError
@@ -159,9 +159,8 @@ class DataFile:
     def attach(self, file: str | Path) -> None:
         """Attach one more file from disk. The same content again is harmless, other content under its name is refused."""
         outgoing = outgoing_files([file])[0]
-        content = outgoing.source if isinstance(outgoing.source, bytes) else outgoing.source.read_bytes()
-        headers = {"Content-Type": outgoing.content_type}
-        self._http.request("PUT", file_path(self.id, outgoing.name), content=content, headers=headers)
+        body = Body(outgoing.pieces, outgoing.size, outgoing.content_type)
+        self._http.request("PUT", file_path(self.id, outgoing.name), body)
         self.refresh()
 
 

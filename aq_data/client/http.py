@@ -37,9 +37,10 @@ class Body:
 
 
 class Http:
-    """Requests to one server. Only requests that may safely be repeated go through here, so all are retried.
+    """Requests to one server.
 
     Connection failures, 429 and 503 are tried again a few times; then UnavailableError, or the error the server named.
+    With `repeatable=False` a request is not sent twice once the server may have acted on it.
     """
 
     def __init__(self, client: httpx.Client) -> None:
@@ -54,36 +55,52 @@ class Http:
         finally:
             response.close()
 
-    def request(self, method: str, path: str, body: Body | None = None, **options: Any) -> httpx.Response:
+    def request(
+        self, method: str, path: str, body: Body | None = None, *, repeatable: bool = True, **options: Any
+    ) -> httpx.Response:
         """A successful response, read whole."""
         for attempt in range(TRIES):
-            response = self._send(method, path, body, options)
+            response = self._send(method, path, body, options, repeatable)
             try:
                 response.read()
                 return response
             except httpx.TransportError as exc:
                 response.close()
-                if attempt + 1 == TRIES:
+                if attempt + 1 == TRIES or not repeatable:
                     raise UnavailableError(f"the connection broke while {method} {path} was answered: {exc}") from exc
         raise AssertionError("unreachable")
 
-    def json(self, method: str, path: str, content: Any = None, headers: Mapping[str, str] | None = None) -> Any:
+    def json(
+        self,
+        method: str,
+        path: str,
+        content: Any = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        repeatable: bool = True,
+    ) -> Any:
         """Send and receive JSON."""
         options: dict[str, Any] = {"headers": dict(headers or {})}
         if content is not None:
             options["content"] = msgspec.json.encode(content)
             options["headers"].setdefault("Content-Type", "application/json")
-        response = self.request(method, path, **options)
+        response = self.request(method, path, repeatable=repeatable, **options)
         return msgspec.json.decode(response.content) if response.content else None
 
-    def _send(self, method: str, path: str, body: Body | None, options: Mapping[str, Any]) -> httpx.Response:
+    def _send(
+        self, method: str, path: str, body: Body | None, options: Mapping[str, Any], repeatable: bool = True
+    ) -> httpx.Response:
         for attempt in range(TRIES):
             last = attempt + 1 == TRIES
             try:
                 response = self.client.send(self._build(method, path, body, options), stream=True)
             except (httpx.TransportError, httpx.InvalidURL) as exc:
-                if last or isinstance(exc, (httpx.UnsupportedProtocol, httpx.InvalidURL)):
-                    raise UnavailableError(f"no answer from {self.client.base_url} to {method} {path}: {exc}") from exc
+                not_sent = isinstance(exc, (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout))
+                if last or isinstance(exc, (httpx.UnsupportedProtocol, httpx.InvalidURL)) or not (repeatable or not_sent):
+                    unknown = "" if repeatable or not_sent else "; whether it was done is unknown, read again to see"
+                    raise UnavailableError(
+                        f"no answer from {self.client.base_url} to {method} {path}: {exc or type(exc).__name__}{unknown}"
+                    ) from exc
                 _pause(attempt, None)
                 continue
             if response.status_code in (429, 503) and not last:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import mimetypes
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,22 @@ class OutgoingFile:
         if isinstance(self.source, bytes):
             return Part(f"file:{index}", self.content_type, len(self.source), self.source, self.name)
         file = self.source.open("rb")
-        return Part(f"file:{index}", self.content_type, os.fstat(file.fileno()).st_size, file, self.name)
+        return Part(f"file:{index}", self.content_type, self.size, file, self.name)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
+
+    def pieces(self) -> Iterator[bytes]:
+        """The content in pieces."""
+        part = self.part(0)
+        try:
+            for piece in part.pieces():
+                yield bytes(piece)
+        finally:
+            if not isinstance(part.source, (bytes, np.ndarray)):
+                part.source.close()
 
 
 def outgoing_arrays(

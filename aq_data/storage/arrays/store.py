@@ -37,6 +37,7 @@ __all__ = ["ArrayStore", "ArrayWriter", "group_prefix", "plan_array"]
 
 SLAB_BYTES = 32 << 20
 """Values held in memory per array being written, and per piece of a large read."""
+LEAST_SLAB_BYTES = 1 << 20
 TEXT_BYTES = 256 << 20
 """Variable-length text is held whole while it arrives; more than this in one array is refused."""
 TEXT_ITEM = 16
@@ -242,6 +243,7 @@ class ArrayStore:
     def __init__(self, blobs: BlobStore, scratch: Path | None = None) -> None:
         """`scratch` is a folder for buffers too large for memory; None is the system's."""
         self.blobs, self._scratch = blobs, scratch
+        self._streams = 0
 
     def writer(self, id: str, attempt: str, new: NewArray) -> ArrayWriter:
         """Begin one array of an attempt."""
@@ -284,7 +286,12 @@ class ArrayStore:
     async def stream(
         self, prefix: str, array: ArrayInfo, selection: Selection, limit: int = SLAB_BYTES
     ) -> AsyncIterator[np.ndarray[Any, Any]]:
-        """The selected values in C order as arrays of about `limit` bytes, the next read while one is used."""
+        """The selected values in C order as arrays of about `limit` bytes, the next read while one is used.
+
+        Many streams at once share that size among them, so that memory does not grow with the number of readers.
+        """
+        self._streams += 1
+        limit = max(LEAST_SLAB_BYTES, limit // self._streams) if limit == SLAB_BYTES else limit
         itemsize = TEXT_ITEM if is_string(array) else parse_dtype(array.dtype, array.name).itemsize
         following: asyncio.Task[np.ndarray[Any, Any]] | None = None
         try:
@@ -298,6 +305,7 @@ class ArrayStore:
             if following is not None:
                 yield await following
         finally:
+            self._streams -= 1
             if following is not None:
                 following.cancel()
 

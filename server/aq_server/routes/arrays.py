@@ -31,7 +31,7 @@ FORMATS = {"raw": RAW, "npy": NPY, "json": JSON, "csv": CSV, "arrow": ARROW}
 
 WHOLE_BYTES = 1 << 20
 """Up to this size an answer is one piece; beyond, values stream while the next are read."""
-TEXT_FORM_BYTES = 64 << 20
+TEXT_FORM_BYTES = 8 << 20
 """JSON, CSV and Arrow are made in memory: of at most this many bytes of values."""
 
 
