@@ -99,7 +99,7 @@ class Http:
                 if last or isinstance(exc, (httpx.UnsupportedProtocol, httpx.InvalidURL)) or not (repeatable or not_sent):
                     unknown = "" if repeatable or not_sent else "; whether it was done is unknown, read again to see"
                     raise UnavailableError(
-                        f"no answer from {self.client.base_url} to {method} {path}: {exc or type(exc).__name__}{unknown}"
+                        f"no answer from {self.client.base_url} to {method} {path}: {str(exc) or type(exc).__name__}{unknown}"
                     ) from exc
                 _pause(attempt, None)
                 continue

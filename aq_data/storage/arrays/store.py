@@ -284,14 +284,14 @@ class ArrayStore:
         return result.reshape(selection.shape)
 
     async def stream(
-        self, prefix: str, array: ArrayInfo, selection: Selection, limit: int = SLAB_BYTES
+        self, prefix: str, array: ArrayInfo, selection: Selection, limit: int | None = None
     ) -> AsyncIterator[np.ndarray[Any, Any]]:
         """The selected values in C order as arrays of about `limit` bytes, the next read while one is used.
 
-        Many streams at once share that size among them, so that memory does not grow with the number of readers.
+        Without a limit, streams at once share `SLAB_BYTES` among them: memory does not grow with the number of readers.
         """
         self._streams += 1
-        limit = max(LEAST_SLAB_BYTES, limit // self._streams) if limit == SLAB_BYTES else limit
+        limit = limit or max(LEAST_SLAB_BYTES, SLAB_BYTES // self._streams)
         itemsize = TEXT_ITEM if is_string(array) else parse_dtype(array.dtype, array.name).itemsize
         following: asyncio.Task[np.ndarray[Any, Any]] | None = None
         try:
