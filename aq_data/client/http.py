@@ -98,9 +98,8 @@ class Http:
                 not_sent = isinstance(exc, (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout))
                 if last or isinstance(exc, (httpx.UnsupportedProtocol, httpx.InvalidURL)) or not (repeatable or not_sent):
                     unknown = "" if repeatable or not_sent else "; whether it was done is unknown, read again to see"
-                    raise UnavailableError(
-                        f"no answer from {self.client.base_url} to {method} {path}: {str(exc) or type(exc).__name__}{unknown}"
-                    ) from exc
+                    reason = (str(exc) or type(exc).__name__) + unknown
+                    raise UnavailableError(f"no answer from {self.client.base_url} to {method} {path}: {reason}") from exc
                 _pause(attempt, None)
                 continue
             if response.status_code in (429, 503) and not last:
