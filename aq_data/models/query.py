@@ -126,7 +126,13 @@ class _Parser:
                 raise QueryError(f"{name}: {op} takes a list, not {_shown(operand)}", operator=op)
             self.clauses += len(operand) // 10
             self.count(depth)
-            found = AnyOf(tuple(self.equal(path, name, item) for item in operand))
+            alternatives = dict.fromkeys(
+                node
+                for item in operand
+                for equal in [self.equal(path, name, item)]
+                for node in (equal.children if isinstance(equal, AnyOf) else (equal,))
+            )
+            found = AnyOf(tuple(alternatives))
             return found if op == "$in" else Not(found)
         if op == "$exists":
             if not isinstance(operand, bool):
@@ -150,7 +156,7 @@ class _Parser:
         if kind == "nan":
             # NaN is equal to itself and to nothing else, and neither less nor greater than a number.
             return Compare(path, "eq", "nan", 0) if op in ("$gte", "$lte") else AnyOf(())
-        if isinstance(operand, int) and kind == "whole":
+        if isinstance(operand, (int, float)) and kind == "whole":
             return Compare(path, _OPERATORS[op], "number", nearest_float(operand))
         if kind not in ("number", "text", "date"):
             limit = f" of fewer than {TEXT_PREFIX} characters" if isinstance(operand, str) else ""

@@ -7,6 +7,7 @@ it, a list of integers keeps it in the order given. As text the entries are sepa
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -113,7 +114,12 @@ def _axis(entry: Any, size: int, axis: int, name: str, shape: tuple[int, ...]) -
     if isinstance(entry, slice):
         return _slice_axis(entry, size, axis, name, shape)
     if isinstance(entry, (list, np.ndarray, range, tuple)):
-        return _list_axis(np.asarray(entry), size, axis, name, shape)
+        try:
+            return _list_axis(np.asarray(entry), size, axis, name, shape)
+        except ValueError as exc:
+            if isinstance(exc, SelectionError):
+                raise
+            raise _error(name, shape, f"the list of axis {axis} is ragged") from exc
     if entry is None:
         raise _error(name, shape, "new axes cannot be selected")
     raise _error(name, shape, f"axis {axis} takes an integer, a slice or a list of integers, not {entry!r}")
@@ -126,18 +132,20 @@ def _position(index: int, size: int, axis: int, name: str, shape: tuple[int, ...
 
 
 def _slice_axis(entry: slice, size: int, axis: int, name: str, shape: tuple[int, ...]) -> Axis:
-    if entry.step is not None and int(entry.step) == 0:
-        raise _error(name, shape, f"the step of axis {axis} is 0; it must be 1 or more, or negative to go backwards")
     try:
+        if entry.step is not None and operator.index(entry.step) == 0:
+            raise _error(name, shape, f"the step of axis {axis} is 0; it must be 1 or more, or negative to go backwards")
         start, stop, step = entry.indices(size)
     except TypeError as exc:
         raise _error(name, shape, f"the slice of axis {axis} has parts that are not integers") from exc
-    return Axis(size, start, step, len(range(start, stop, step))) if range(start, stop, step) else Axis(size, 0, 1, 0)
+    count = len(range(start, stop, step))
+    # Steps that are never taken are 1: those of an empty or single slice may be larger than any array.
+    return Axis(size, start if count else 0, step if count > 1 else 1, count)
 
 
 def _list_axis(entry: np.ndarray[Any, Any], size: int, axis: int, name: str, shape: tuple[int, ...]) -> Axis:
     if entry.ndim == 0:
-        return _axis(entry[()].item(), size, axis, name, shape)
+        return _axis(entry.item(), size, axis, name, shape)
     if entry.ndim != 1:
         raise _error(name, shape, f"axis {axis} takes a list of one dimension, not {entry.ndim}")
     if entry.dtype.kind == "b":
@@ -163,13 +171,13 @@ _ENTRY = re.compile(
 )
 
 
-def _entries(text: str) -> Iterator[Any]:
+def _entries(text: str, shape: tuple[int, ...], name: str) -> Iterator[Any]:
     at = 0
     while True:
         match = _ENTRY.match(text, at)
         if match is None or (match.end() < len(text) and text[match.end()] != ","):
             found = text[at : at + 20]
-            raise SelectionError(f"selection {text[:80]!r}: expected an integer, a:b:c, [i,j] or ... at {found!r}")
+            raise _error(name, shape, f"expected an integer, a:b:c, [i,j] or ... at {found!r}")
         if match["dots"] is not None:
             yield Ellipsis
         elif match["list"] is not None:
@@ -186,10 +194,10 @@ def _entries(text: str) -> Iterator[Any]:
 def parse_selection(text: str, shape: tuple[int, ...], name: str = "array") -> Selection:
     """Normalise the text form against `shape`; blank text is everything. Raises as `select` does."""
     if len(text) > MAX_TEXT:
-        raise SelectionError(f"the selection has {len(text)} characters; the limit is {MAX_TEXT}")
+        raise _error(name, shape, f"the text has {len(text)} characters; the limit is {MAX_TEXT}")
     if not text.strip():
         return whole(shape)
-    return select(tuple(_entries(text)), shape, name)
+    return select(tuple(_entries(text, shape, name)), shape, name)
 
 
 def format_selection(selection: Selection) -> str:
@@ -204,6 +212,6 @@ def _format_axis(axis: Axis) -> str:
         return str(axis.start)
     if axis.count == 0:
         return "0:0"
-    stop = axis.start + axis.count * axis.step
+    stop = min(axis.start + axis.count * axis.step, axis.size)
     # Going backwards past the first element, a negative stop would mean "from the end": leave it out instead.
     return f"{axis.start}:{stop if stop >= 0 else ''}:{axis.step}"

@@ -115,7 +115,8 @@ def _scalar(value: Any, path: str) -> tuple[Kind, int | float | str | bytes] | N
     if isinstance(value, int):
         return ("number", value) if -(1 << 63) <= value < 1 << 63 else ("whole", _digest(b"n%d" % value))
     if isinstance(value, float):
-        return "number", value
+        # Whole and beyond 64 bits it may equal an integer that no database holds: both are known by the same digest.
+        return ("number", value) if abs(value) < 1 << 63 or value == -(1 << 63) else ("whole", _digest(b"n%d" % int(value)))
     if isinstance(value, str):
         if path in DATE_FIELDS:
             return "date", _microseconds(value, path)
@@ -153,9 +154,12 @@ def _token(scalar: tuple[Kind, int | float | str | bytes]) -> bytes:
     return value if isinstance(value, bytes) else f"{kind}:{value}".encode()
 
 
-def nearest_float(value: int) -> float:
-    """What an integer beyond 64 bits is ordered by."""
-    return math.copysign(math.inf, value) if abs(value) >= 1 << 1023 else float(value)
+def nearest_float(value: float) -> float:
+    """What a number beyond 64 bits is ordered by."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def terms(document: Mapping[str, Any]) -> list[Term]:
@@ -166,7 +170,8 @@ def terms(document: Mapping[str, Any]) -> list[Term]:
     found: list[Term] = []
     for field, value in document.items():
         if field in ("arrays", "files"):
-            found.extend(Term(f"{field}.name", "text", item["name"][:TEXT_PREFIX]) for item in value)
+            for item in value:
+                _collect(f"{field}.name", item["name"], found)
         elif field not in _UNSEARCHED:
             _collect(field, value, found)
     return found
@@ -210,7 +215,7 @@ def _approximations(path: str, value: Any) -> Iterator[Term]:
     """What a value known by its digest is ordered by: the beginning of a text, the nearest float of an integer."""
     if isinstance(value, str):
         yield Term(path, "text", value[:TEXT_PREFIX])
-    elif isinstance(value, int):
+    elif isinstance(value, (int, float)):
         yield Term(path, "number", nearest_float(value))
 
 
@@ -242,11 +247,13 @@ def pack_key(key: tuple[int, Any]) -> str:
 
 def unpack_key(text: str) -> tuple[int, Any]:
     """The key that `pack_key` was given; ValueError for anything else."""
-    rank, form, rest = int(text[0]), text[1:2], text[2:]
-    if form == "f":
-        return rank, struct.unpack(">d", bytes.fromhex(rest))[0]
-    if form == "i":
-        return rank, int(rest)
+    rank, form, rest = text[:1], text[1:2], text[2:]
+    if not rank.isascii() or not rank.isdigit():
+        raise ValueError(text)
+    if form == "f" and len(rest) == 16:
+        return int(rank), struct.unpack(">d", bytes.fromhex(rest))[0]
+    if form == "i" and -(1 << 63) <= int(rest) < 1 << 63:
+        return int(rank), int(rest)
     if form == "s":
-        return rank, rest
+        return int(rank), rest
     raise ValueError(text)

@@ -91,7 +91,7 @@ def _scalar_to_tagged(value: Any, where: str) -> Any:
     if isinstance(value, complex):
         return {"$complex": [_scalar_to_tagged(part, where) for part in (value.real, value.imag)]}
     if isinstance(value, datetime):
-        return {"$date": format_instant(value)}
+        return {"$date": _instant(value, where)}
     if isinstance(value, date):
         return {"$date": format_instant(datetime(value.year, value.month, value.day, tzinfo=UTC))}
     if isinstance(value, (bytes, bytearray, memoryview)):
@@ -107,6 +107,13 @@ def _text(value: str, where: str) -> str:
     return value
 
 
+def _instant(value: datetime, where: str) -> str:
+    try:
+        return format_instant(value)
+    except (OverflowError, ValueError) as exc:
+        raise ValidationError(f"{where}: {value} lies outside the years 1 to 9999 in UTC") from exc
+
+
 def _float_name(value: float) -> str:
     return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
 
@@ -118,9 +125,16 @@ def _numpy_to_tagged(value: Any, where: str, keep: bool, depth: int) -> Any:
         little = np.asarray(value).astype(dtype.newbyteorder("<"), copy=False)
         data = base64.b64encode(little.tobytes()).decode("ascii")
         return {"$ndarray": {"dtype": little.dtype.str, "shape": list(little.shape), "data": data}}
+    if depth + value.ndim > MAX_DEPTH:
+        raise ValidationError(f"{where}: nested deeper than {MAX_DEPTH} levels")
     if dtype.kind == "M":
-        ticks = np.asarray(value).astype("M8[us]").tolist()
-        return _instants(ticks)
+        instants = np.asarray(value)
+        ticks = instants.astype("M8[us]")
+        years = (np.datetime64("0001-01-01", "Y"), np.datetime64("9999-12-31", "Y"))
+        inside = np.isnat(instants) | (instants.astype("M8[Y]") >= years[0]) & (instants.astype("M8[Y]") <= years[1])
+        if not inside.all():
+            raise ValidationError(f"{where}: an instant lies outside the years 1 to 9999")
+        return _instants(ticks.tolist())
     if dtype.kind in "mV":
         raise ValidationError(f"{where}: NumPy {dtype} cannot be kept as JSON; convert it to numbers with a unit")
     return to_tagged(value.tolist(), where, keep_arrays=keep, depth=depth + 1)
@@ -211,7 +225,7 @@ def _check_tagged(tag: str, inner: Any, where: str, depth: int) -> None:
 def _is_real(part: Any) -> bool:
     if tag_of(part) == "$float":
         return isinstance(part["$float"], str) and part["$float"] in _NON_FINITE
-    return isinstance(part, (int, float)) and not isinstance(part, bool)
+    return isinstance(part, float) or (isinstance(part, int) and not isinstance(part, bool) and abs(part) < 1 << 1023)
 
 
 def _decode_base64(text: Any, where: str) -> bytes:
@@ -223,10 +237,12 @@ def _decode_base64(text: Any, where: str) -> bytes:
 
 def _check_ndarray(inner: Any, where: str) -> None:
     try:
-        dtype = np.dtype(inner["dtype"])
-        shape = [int(n) for n in inner["shape"]]
+        dtype, shape = np.dtype(str(inner["dtype"])), inner["shape"]
         data = _decode_base64(inner["data"], f"{where}: $ndarray data")
-    except (KeyError, TypeError, ValueError) as exc:
+    except (KeyError, TypeError, ValueError, SyntaxError) as exc:
         raise ValidationError(f"{where}: $ndarray takes dtype, shape and base64 data") from exc
-    if dtype.kind not in "biufcmMUS" or math.prod(shape) * dtype.itemsize != len(data) or min(shape, default=0) < 0:
+    is_shape = isinstance(shape, list) and len(shape) <= 32 and all(type(n) is int and 0 <= n < 1 << 40 for n in shape)
+    if not is_shape or dtype.kind not in "biufcmMUS" or not dtype.itemsize:
+        raise ValidationError(f"{where}: $ndarray takes a dtype of numbers, instants or text and a list of lengths")
+    if math.prod(shape) * dtype.itemsize != len(data):
         raise ValidationError(f"{where}: the bytes of $ndarray do not fit its dtype and shape")

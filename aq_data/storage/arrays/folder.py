@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from aq_data.errors import AqDataError, NotFoundError, StorageError, UnavailableError
 from aq_data.storage.arrays.blobs import BlobEntry, BlobStore, Buffer, Upload
@@ -42,6 +41,24 @@ OPEN_FILES = 64
 """Files held open at a time while a batch is written."""
 
 
+@contextmanager
+def _writing(key: str) -> Iterator[None]:
+    """As `_border`, but what is in a writer's way is no absence."""
+    try:
+        yield
+    except OSError as exc:
+        error = translate(exc, key)
+        if isinstance(error, NotFoundError):
+            error = StorageError(f"the blob store cannot write {key!r}: {exc.strerror or exc}")
+        raise error from exc
+
+
+def _refuse(exc: OSError) -> None:
+    """What `os.walk` is to do with a folder it cannot read, unless the folder is gone."""
+    if not isinstance(exc, FileNotFoundError):
+        raise exc
+
+
 class FolderBlobs(BlobStore):
     """Blobs as files under `root`. Success means fsynced: file contents by `put_many`, directory entries by `settle`."""
 
@@ -65,13 +82,13 @@ class FolderBlobs(BlobStore):
         def write(i: int) -> None:
             key, produce = items[i]
             data = produce()
-            with _border(key):
+            with _writing(key):
                 descriptor = _create(self._path(key))
                 descriptors.append(descriptor)
                 _write_all(descriptor, data)
 
         def sync(i: int) -> None:
-            with _border(items[i][0]):
+            with _writing(items[i][0]):
                 os.fsync(descriptors[i])
 
         try:
@@ -84,7 +101,7 @@ class FolderBlobs(BlobStore):
     async def settle(self, prefix: str) -> None:
         def sync_directories() -> None:
             with _border(prefix):
-                for directory, _, _ in os.walk(self._path(prefix), topdown=False):
+                for directory, _, _ in os.walk(self._path(prefix), topdown=False, onerror=_refuse):
                     _sync_directory(directory)
                 above = Path(self._path(prefix))
                 while above != self._root:
@@ -124,7 +141,7 @@ class FolderBlobs(BlobStore):
         temporary = f"{path}.{os.getpid()}.{threading.get_ident()}.{time.monotonic_ns()}.tmp"
 
         def swap() -> None:
-            with _border(key):
+            with _writing(key):
                 try:
                     descriptor = _create(temporary)
                     try:
@@ -153,18 +170,20 @@ class FolderBlobs(BlobStore):
 
         return await self._workers.run(names)
 
+    def _entries(self, prefix: str) -> Iterator[BlobEntry]:
+        for directory, _, names in os.walk(self._path(prefix), onerror=_refuse):
+            for name in names:
+                path = os.path.join(directory, name)
+                try:
+                    stat = os.stat(path)
+                except FileNotFoundError:
+                    continue  # removed meanwhile
+                yield BlobEntry(os.path.relpath(path, self._root), stat.st_size, stat.st_mtime)
+
     async def walk(self, prefix: str) -> AsyncIterator[BlobEntry]:
         def entries() -> list[BlobEntry]:
-            found = []
-            for directory, _, names in os.walk(self._path(prefix)):
-                for name in names:
-                    path = os.path.join(directory, name)
-                    try:
-                        stat = os.stat(path)
-                    except FileNotFoundError:
-                        continue  # removed meanwhile
-                    found.append(BlobEntry(os.path.relpath(path, self._root), stat.st_size, stat.st_mtime))
-            return found
+            with _border(prefix):
+                return list(self._entries(prefix))
 
         for entry in await self._workers.run(entries):
             yield entry
@@ -226,35 +245,43 @@ def _sync_directory(path: str) -> None:
 
 
 class _FileUpload(Upload):
-    """Written in place: the attempt's prefix is not published before `finish`, so no reader can come too early."""
+    """Written beside its place and renamed into it."""
 
     def __init__(self, key: str, path: str, workers: Workers) -> None:
         self._key, self._path, self._workers = key, path, workers
-        with _border(key):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            self._file: Any = open(path, "wb", buffering=0)  # noqa: SIM115  (closed by finish or discard)
+        self._partial = f"{path}.part"
+        with _writing(key):
+            if os.path.isdir(path):
+                raise IsADirectoryError(errno.EISDIR, "a folder stands there", path)
+            self._descriptor: int | None = _create(self._partial)
 
     async def write(self, data: Buffer) -> None:
         def write() -> None:
-            view = memoryview(data).cast("B")
-            with _border(self._key):
-                while view:
-                    view = view[self._file.write(view) :]
+            assert self._descriptor is not None
+            with _writing(self._key):
+                _write_all(self._descriptor, data)
 
         await self._workers.run(write)
 
     async def finish(self) -> None:
         def sync() -> None:
-            with _border(self._key):
-                os.fsync(self._file.fileno())
-                self._file.close()
+            assert self._descriptor is not None
+            with _writing(self._key):
+                os.fsync(self._descriptor)
+                self._close()
+                Path(self._partial).replace(self._path)
 
         await self._workers.run(sync)
 
     async def discard(self) -> None:
         def forget() -> None:
-            self._file.close()
-            Path(self._path).unlink(missing_ok=True)
+            self._close()
+            Path(self._partial).unlink(missing_ok=True)
 
-        if not self._file.closed:
+        if self._descriptor is not None:
             await self._workers.run(forget)
+
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

@@ -57,7 +57,7 @@ class MemoryBlobs(BlobStore):
 
     async def walk(self, prefix: str) -> AsyncIterator[BlobEntry]:
         for key, entry in list(self._blobs.items()):
-            if key == prefix or key.startswith(f"{prefix}/"):
+            if not prefix or key == prefix or key.startswith(f"{prefix}/"):
                 yield entry
 
     async def remove(self, prefix: str) -> None:

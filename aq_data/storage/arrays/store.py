@@ -166,7 +166,7 @@ class ArrayWriter:
 
 def _encoder(values: np.ndarray[Any, Any], where: tuple[slice, ...], info: ArrayInfo) -> Callable[[], bytes]:
     def encode() -> bytes:
-        part = values[where]
+        part = np.asarray(values[where], dtype=values.dtype)  # of a scalar array too
         if part.shape != info.chunks:
             # Zarr stores border chunks whole; what lies beyond the array is never read.
             padded = (

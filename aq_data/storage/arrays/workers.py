@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 __all__ = ["Workers"]
@@ -28,13 +28,16 @@ class Workers:
         self._bulk = ThreadPoolExecutor(self.width, thread_name_prefix="blob-bulk", initializer=_step_back)
 
     async def run(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._quick, call)
+        """`call()` in a thread."""
+        future = self._quick.submit(call)
+        await _finished([future])
+        return future.result()
 
     async def each(self, count: int, call: Callable[[int], None]) -> None:
         """`call(i)` for each i below `count`, spread over the threads; the first failure stops the rest."""
-        loop = asyncio.get_running_loop()
         if count <= self.QUICK:
-            return await loop.run_in_executor(self._quick, lambda: _in_turn(count, call))
+            await self.run(lambda: _in_turn(count, call))
+            return
         numbers, lock, failed = itertools.count(), threading.Lock(), threading.Event()
 
         def work() -> None:
@@ -49,17 +52,35 @@ class Workers:
                     failed.set()
                     raise
 
-        tasks = [loop.run_in_executor(self._bulk, work) for _ in range(min(self.width, count))]
+        futures = [self._bulk.submit(work) for _ in range(min(self.width, count))]
         try:
-            await asyncio.gather(*tasks)
+            await _finished(futures)
         finally:
-            # Also when the caller is cancelled: nobody may write into buffers that are already let go.
             failed.set()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        for future in futures:
+            future.result()
 
     def close(self) -> None:
         self._quick.shutdown()
         self._bulk.shutdown()
+
+
+async def _finished(futures: list[Future[T]]) -> None:
+    """Return when no thread works any more, also when the caller is cancelled meanwhile (which is then raised).
+
+    Nobody may write into a buffer or a descriptor that its owner has already let go.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    for waiting in [asyncio.wrap_future(future) for future in futures]:
+        while not waiting.done():
+            try:
+                await asyncio.shield(waiting)
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+            except BaseException:  # noqa: BLE001  (the caller takes it from the future)
+                break
+    if cancelled is not None:
+        raise cancelled
 
 
 def _in_turn(count: int, call: Callable[[int], None]) -> None:

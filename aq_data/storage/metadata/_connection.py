@@ -26,7 +26,7 @@ IDLE_SECONDS = 0.05
 """Without a write for so long, the writer does its work in the background."""
 
 
-def translate(exc: sqlite3.Error) -> AqDataError:
+def translate(exc: sqlite3.Error | sqlite3.Warning) -> AqDataError:
     """Our error for SQLite's: what a wait may mend is UnavailableError, everything else StorageError."""
     name = getattr(exc, "sqlite_errorname", None) or type(exc).__name__
     message = f"the metadata database failed ({name}): {exc}"
@@ -40,7 +40,7 @@ def border() -> Iterator[None]:
     """Nothing of `sqlite3` leaves this block."""
     try:
         yield
-    except sqlite3.Error as exc:
+    except (sqlite3.Error, sqlite3.Warning) as exc:
         raise translate(exc) from exc
 
 
@@ -139,7 +139,9 @@ class Writer:
         try:
             with border():
                 result, error = operation(self._connection), None
-        except Exception as exc:  # noqa: BLE001  (its own caller gets it)
+        except Exception as exc:
+            if not self._connection.in_transaction:
+                raise  # SQLite gave up the whole transaction (a full disk): nobody's write is there
             result, error = None, exc
             self._connection.execute("ROLLBACK TO one")
             self._rolled_back()

@@ -287,7 +287,10 @@ def _check_not_barred(connection: sqlite3.Connection, id: DataFileId, key: str) 
 
 
 def _alive(where: Statement, include_deleted: bool) -> Statement:
-    return where if include_deleted else Statement(f"f.deleted=0 AND ({where.sql})", where.parameters)
+    """Of what is indexed in this snapshot: a record that came since `_catch_up` has no terms yet to be judged by."""
+    alive = "" if include_deleted else "f.deleted=0 AND "
+    indexed = "f.seq<=(SELECT value FROM progress WHERE name='indexed')"
+    return Statement(f"{alive}{indexed} AND ({where.sql})", where.parameters)
 
 
 def _value(kind: str, value: Any) -> object:

@@ -1,0 +1,428 @@
+"""The filter language: what is refused, how values compare, and the keys that pages are ordered by."""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from aq_data.errors import QueryError
+from aq_data.models.datafile import DataFile, FileInfo
+from aq_data.models.query import MAX_CLAUSES, MAX_DEPTH, matches, parse_filter
+from aq_data.models.terms import MAX_PATH, SortKey, Term, pack_key, parse_path, parse_sort, sort_key, terms, unpack_key
+
+NAN = {"$float": "NaN"}
+INFINITY = {"$float": "Infinity"}
+LONG = "x" * 150
+
+
+def found_terms(**fields: Any) -> frozenset[Term]:
+    """The terms of a DataFile with these fields, as a store would index them."""
+    document = DataFile(
+        **{"id": "0", "state": "complete", "revision": 1, "created_at": "2026-01-31T08:00:00.000000Z",
+           "updated_at": "2026-01-31T08:00:00.000000Z", **fields}
+    )  # fmt: skip
+    return frozenset(terms(msgspec.json.decode(msgspec.json.encode(document))))
+
+
+def is_match(query: dict[str, Any], **fields: Any) -> bool:
+    return matches(parse_filter(query), found_terms(**fields))
+
+
+# --- refusals ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("query", [None, 1, "name", [], [{}], True])
+def test_a_filter_is_an_object(query):
+    with pytest.raises(QueryError):
+        parse_filter(query)
+
+
+@pytest.mark.parametrize(
+    ("query", "operator"),
+    [({"$where": "1"}, "$where"), ({"$expr": {}}, "$expr"), ({"$text": "a"}, "$text"), ({"$eq": 1}, "$eq"), ({"$": 1}, "$"),
+     ({"a": {"$near": 1}}, "$near"), ({"a": {"$eq": 1, "$bogus": 2}}, "$bogus"), ({"a": {"$not": {"$bogus": 1}}}, "$bogus"),
+     ({"a": {"$GT": 1}}, "$GT"), ({"$or": [{"a": {"$mod": [2, 0]}}]}, "$mod"), ({"a": {"$and": []}}, "$and"),
+     ({"$function": {}}, "$function"), ({"a": {"$set": 1}}, "$set")],
+)  # fmt: skip
+def test_an_unknown_operator_is_refused_by_name(query, operator):
+    with pytest.raises(QueryError) as caught:
+        parse_filter(query)
+    assert operator in str(caught.value)
+    assert caught.value.details["operator"] == operator
+
+
+@pytest.mark.parametrize(
+    "query",
+    [{"a": {"$in": 1}}, {"a": {"$in": {"b": 1}}}, {"a": {"$in": "abc"}}, {"a": {"$nin": None}}, {"a": {"$exists": 1}},
+     {"a": {"$exists": "true"}}, {"a": {"$exists": None}}, {"a": {"$not": 1}}, {"a": {"$not": "x"}}, {"a": {"$not": [1]}},
+     {"a": {"$gt": None}}, {"a": {"$gt": True}}, {"a": {"$gt": [1]}}, {"a": {"$gt": {"b": 1}}}, {"a": {"$lt": {"$bytes": "YQ=="}}},
+     {"a": {"$lte": {"$complex": [1, 2]}}}, {"a": {"$gte": LONG}}, {"$and": {}}, {"$and": []}, {"$or": []}, {"$nor": []},
+     {"$or": [1]}, {"$or": None}, {"$nor": ["a"]}, {"$not": 1}, {"$not": [{}]}, {"a": {"$gt": 1, "b": 2}}, {"a": {"b": 1, "$gt": 1}},
+     {"a": {"$float": "x"}}, {"a": {"$in": [{"$date": "x"}]}}, {"a": {"$eq": {"$complex": [1]}}}, {"measured_at": "yesterday"},
+     {"measured_at": {"$gt": "2026-13-01"}}, {"created_at": {"$in": ["x"]}}, {"a": {"$complex": [10**400, 0]}}],
+    ids=lambda query: ascii(query)[:60],
+)  # fmt: skip
+def test_an_operand_of_the_wrong_type_is_refused(query):
+    with pytest.raises(QueryError) as caught:
+        parse_filter(query)
+    assert caught.value.code == "bad_query"
+    assert len(str(caught.value)) < 700
+
+
+def nested(levels: int, kind: str) -> dict[str, Any]:
+    query: dict[str, Any] = {"a": 1}
+    for _ in range(levels):
+        query = {"$not": query} if kind == "$not" else {kind: [query]}
+    return query
+
+
+@pytest.mark.parametrize("kind", ["$and", "$or", "$nor", "$not"])
+def test_nesting_is_limited(kind):
+    parse_filter(nested(MAX_DEPTH - 2, kind))
+    for levels in (MAX_DEPTH + 1, 50_000):
+        query = nested(levels, kind)
+        with pytest.raises(QueryError, match=str(MAX_DEPTH)):
+            parse_filter(query)
+        while query:  # freed level by level
+            _, inner = query.popitem()
+            query = inner[0] if isinstance(inner, list) else inner if isinstance(inner, dict) else {}
+
+
+def test_nested_conditions_are_limited():
+    condition: dict[str, Any] = {"$gt": 1}
+    for _ in range(MAX_DEPTH + 1):
+        condition = {"$not": condition}
+    with pytest.raises(QueryError, match=str(MAX_DEPTH)):
+        parse_filter({"a": condition})
+
+
+@pytest.mark.parametrize(
+    "query",
+    [{"$or": [{"a": i} for i in range(MAX_CLAUSES)]}, {f"k{i}": i for i in range(MAX_CLAUSES + 1)},
+     {"a": {"$in": list(range(100_000))}}, {"a": {"$nin": list(range(100_000))}}],
+    ids=["$or", "keys", "$in", "$nin"],
+)  # fmt: skip
+def test_the_number_of_clauses_is_limited(query):
+    with pytest.raises(QueryError, match=str(MAX_CLAUSES)):
+        parse_filter(query)
+
+
+def test_a_list_of_a_thousand_values_is_allowed():
+    assert is_match({"a": {"$in": list(range(1000))}}, metadata={"a": 999})
+
+
+# --- paths ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [("name", "name"), ("chip", "metadata.chip"), ("metadata.chip", "metadata.chip"), ("metadata", "metadata"),
+     ("device.device_info.chip", "device.device_info.chip"), ("a.b", "metadata.a.b"), (r"a\.b", r"metadata.a\.b"),
+     (r"metadata.a\.b.c", r"metadata.a\.b.c"), (r"a\\b", r"metadata.a\\b"), (r"na\me", "name"), (r"name\.x", r"metadata.name\.x"),
+     ("created_at", "created_at"), ("arrays.name", "arrays.name"), (".", "metadata.."), ("a..b", "metadata.a..b"), ("0", "metadata.0")],
+)  # fmt: skip
+def test_a_path_has_one_canonical_form(text, path):
+    assert parse_path(text) == path
+    assert parse_path(path) == path
+
+
+@pytest.mark.parametrize("text", ["", "a\\", "x" * (MAX_PATH + 1), "attrs", "attrs.units", "path", "format"])
+def test_a_path_that_leads_nowhere_is_refused(text):
+    for ask in (lambda: parse_path(text), lambda: parse_filter({text: 1}), lambda: parse_sort(text)):
+        with pytest.raises(QueryError):
+            ask()
+
+
+@given(st.lists(st.text(alphabet="ab.\\$ é", max_size=4), min_size=1, max_size=3))
+def test_any_key_is_reached_by_its_escaped_path(keys):
+    value: Any = 7
+    for key in reversed(keys):
+        value = {key: value}
+    query = "metadata." + ".".join(key.replace("\\", "\\\\").replace(".", "\\.") for key in keys)
+    assert is_match({query: 7}, metadata=value)
+    assert not is_match({query: 8}, metadata=value)
+
+
+# --- meaning -------------------------------------------------------------------------------------------------------
+
+A = [  # metadata, filter, whether it matches
+    # equality is typed
+    ({"a": 1}, {"a": 1}, True),
+    ({"a": 1}, {"a": 1.0}, True),
+    ({"a": 1.0}, {"a": 1}, True),
+    ({"a": -0.0}, {"a": 0}, True),
+    ({"a": 1}, {"a": "1"}, False),
+    ({"a": "1"}, {"a": 1}, False),
+    ({"a": True}, {"a": 1}, False),
+    ({"a": 1}, {"a": True}, False),
+    ({"a": False}, {"a": 0}, False),
+    ({"a": False}, {"a": None}, False),
+    ({"a": True}, {"a": True}, True),
+    ({"a": ""}, {"a": None}, False),
+    ({"a": "A"}, {"a": "a"}, False),
+    ({"a": "\u00e9"}, {"a": "e\u0301"}, False),
+    ({"a": 1}, {"b": 1}, False),
+    ({}, {}, True),
+    # order is typed
+    ({"a": 5}, {"a": {"$gt": 4}}, True),
+    ({"a": 5}, {"a": {"$gt": 5}}, False),
+    ({"a": 5}, {"a": {"$gte": 5.0}}, True),
+    ({"a": 5.5}, {"a": {"$lt": 6}}, True),
+    ({"a": 5}, {"a": {"$lte": 4.99}}, False),
+    ({"a": "5"}, {"a": {"$gt": 4}}, False),
+    ({"a": 5}, {"a": {"$gt": "4"}}, False),
+    ({"a": True}, {"a": {"$gt": 0}}, False),
+    ({"a": None}, {"a": {"$lte": 0}}, False),
+    ({}, {"a": {"$lte": 0}}, False),
+    ({"a": "b"}, {"a": {"$gt": "a"}}, True),
+    ({"a": "B"}, {"a": {"$gt": "a"}}, False),
+    ({"a": "\U0001f600"}, {"a": {"$gt": "\uffff"}}, True),
+    ({"a": 5}, {"a": {"$gt": 1, "$lt": 9}}, True),
+    ({"a": 5}, {"a": {"$gt": 1, "$lt": 4}}, False),
+    # null and missing
+    ({"a": None}, {"a": None}, True),
+    ({}, {"a": None}, True),
+    ({"a": 1}, {"a": None}, False),
+    ({"a": [None, 1]}, {"a": None}, True),
+    ({"a": []}, {"a": None}, False),
+    ({"a": {}}, {"a": None}, False),
+    ({"a": {"b": 1}}, {"a.c": None}, True),
+    ({"a": 1}, {"a.b": None}, True),
+    ({"a": None}, {"a": {"$exists": True}}, True),
+    ({}, {"a": {"$exists": True}}, False),
+    ({"a": []}, {"a": {"$exists": True}}, True),
+    ({"a": {}}, {"a": {"$exists": True}}, True),
+    ({"a": {"b": 1}}, {"a": {"$exists": True}}, True),
+    ({"a": NAN}, {"a": {"$exists": True}}, True),
+    ({}, {"a": {"$exists": False}}, True),
+    ({"a": None}, {"a": {"$exists": False}}, False),
+    ({"a": 1}, {"a": {"$ne": None}}, True),
+    ({}, {"a": {"$ne": None}}, False),
+    ({}, {"a": {"$ne": 1}}, True),
+    ({"a": "1"}, {"a": {"$ne": 1}}, True),
+    ({"a": None}, {"a": {"$in": [1, None]}}, True),
+    ({}, {"a": {"$in": [None]}}, True),
+    ({}, {"a": {"$nin": [None]}}, False),
+    ({}, {"a": {"$in": []}}, False),
+    ({}, {"a": {"$nin": []}}, True),
+    # lists
+    ({"a": [1, 2]}, {"a": 1}, True),
+    ({"a": [1, 2]}, {"a": [1, 2]}, True),
+    ({"a": [1, 2.0]}, {"a": [1.0, 2]}, True),
+    ({"a": [1, 2]}, {"a": [2, 1]}, False),
+    ({"a": [1, 2]}, {"a": [1]}, False),
+    ({"a": [1, 2]}, {"a": [True, 2]}, False),
+    ({"a": [[1, 2], 3]}, {"a": [1, 2]}, True),
+    ({"a": [[1, 2], 3]}, {"a": 1}, False),
+    ({"a": []}, {"a": []}, True),
+    ({"a": [[]]}, {"a": []}, True),
+    ({"a": [1, 9]}, {"a": {"$gt": 8}}, True),
+    ({"a": [1, 9]}, {"a": {"$gt": 8, "$lt": 2}}, True),
+    ({"a": [1, 9]}, {"a": {"$ne": 1}}, False),
+    ({"a": [1, 9]}, {"a": {"$in": [7, 9]}}, True),
+    ({"a": [1, 9]}, {"a": {"$nin": [7, 9]}}, False),
+    ({"a": [{"b": 1}, {"b": 2}]}, {"a.b": 2}, True),
+    ({"a": [{"b": 1}, {"b": 2}]}, {"a": {"b": 2}}, True),
+    ({"a": [{"b": 1}]}, {"a.0.b": 1}, False),
+    # dicts
+    ({"a": {"b": 1, "c": 2}}, {"a": {"c": 2, "b": 1}}, True),
+    ({"a": {"b": 1, "c": 2}}, {"a": {"b": 1}}, False),
+    ({"a": {"b": 1}}, {"a": {"b": 1.0}}, True),
+    ({"a": {"b": 1}}, {"a": {"b": True}}, False),
+    ({"a": {"b": 1}}, {"a": {"b": "1"}}, False),
+    ({"a": {"b": [1, {"c": 2}]}}, {"a": {"b": [1, {"c": 2.0}]}}, True),
+    ({"a": {"b": 1}}, {"a": {"b": {}}}, False),
+    ({"a": {}}, {"a": {}}, True),
+    ({"a": {}}, {"a": []}, False),
+    ({"a": {"b": NAN}}, {"a": {"b": NAN}}, True),
+    ({"a": {"b": None}}, {"a": {}}, False),
+    ({"a": {"bc": 1, "d": 2}}, {"a": {"b": 1, "cd": 2}}, False),
+    ({"a": ["b", "c"]}, {"a": ["bc"]}, False),
+    ({"a": ["1:number"]}, {"a": [1]}, False),
+    ({"a": {"b": "2026-01-01T00:00:00Z"}}, {"a": {"b": {"$date": "2026-01-01"}}}, False),
+    ({"a": {"$literal": {"$float": 1}}}, {"a": {"$literal": {"$float": 1}}}, True),
+    ({"a": {"$literal": {"$float": 1}}}, {"a": {"$literal": {"$float": 2}}}, False),
+    # NaN equals itself and is neither less nor greater than a number; infinities are numbers
+    ({"a": NAN}, {"a": NAN}, True),
+    ({"a": NAN}, {"a": 0}, False),
+    ({"a": NAN}, {"a": None}, False),
+    ({"a": NAN}, {"a": {"$lt": INFINITY}}, False),
+    ({"a": NAN}, {"a": {"$gte": 0}}, False),
+    ({"a": NAN}, {"a": {"$gte": NAN}}, True),
+    ({"a": NAN}, {"a": {"$gt": NAN}}, False),
+    ({"a": 1}, {"a": {"$lte": NAN}}, False),
+    ({"a": 1}, {"a": {"$ne": NAN}}, True),
+    ({"a": INFINITY}, {"a": INFINITY}, True),
+    ({"a": INFINITY}, {"a": {"$gt": 1e308}}, True),
+    ({"a": {"$float": "-Infinity"}}, {"a": {"$lt": -1e308}}, True),
+    ({"a": 1}, {"a": {"$lt": INFINITY}}, True),
+    # integers keep every digit
+    ({"a": 2**53 + 1}, {"a": 2**53}, False),
+    ({"a": 2**53 + 1}, {"a": float(2**53)}, False),
+    ({"a": 2**53 + 1}, {"a": {"$gt": float(2**53)}}, True),
+    ({"a": 2**63 - 1}, {"a": 2**63 - 1}, True),
+    ({"a": 2**63 - 1}, {"a": {"$lt": float(2**63)}}, True),
+    ({"a": -(2**63)}, {"a": -(2**63)}, True),
+    ({"a": 2**63}, {"a": 2**63}, True),
+    ({"a": 2**63}, {"a": 2**63 + 1}, False),
+    ({"a": 2**70}, {"a": 2**70}, True),
+    ({"a": 2**70}, {"a": 2**70 + 1}, False),
+    ({"a": 2**70}, {"a": {"$gt": 0}}, True),
+    ({"a": -(2**70)}, {"a": {"$lt": 0}}, True),
+    ({"a": 1}, {"a": {"$lt": 2**70}}, True),
+    ({"a": 1}, {"a": {"$gt": -(2**70)}}, True),
+    ({"a": 2**71}, {"a": {"$gt": 2**70}}, True),
+    ({"a": 2**70}, {"a": {"$gt": 2**71}}, False),
+    ({"a": 10**400}, {"a": 10**400}, True),
+    ({"a": 10**400}, {"a": {"$gt": 1e300}}, True),
+    ({"a": 1}, {"a": {"$lt": 10**400}}, True),
+    ({"a": 1}, {"a": {"$gt": -(10**400)}}, True),
+    ({"a": 2**63}, {"a": float(2**63)}, True),
+    ({"a": float(2**63)}, {"a": 2**63}, True),
+    ({"a": 1e300}, {"a": int(1e300)}, True),
+    ({"a": [2**63]}, {"a": [float(2**63)]}, True),
+    ({"a": [1e20]}, {"a": [10**20]}, True),
+    ({"a": [1e300]}, {"a": [1e300]}, True),
+    # dates in free metadata are dates when tagged, else text
+    ({"a": {"$date": "2026-01-31T08:00:00Z"}}, {"a": {"$date": "2026-01-31T10:00:00+02:00"}}, True),
+    ({"a": {"$date": "2026-01-31"}}, {"a": {"$date": "2026-01-31T00:00:00Z"}}, True),
+    ({"a": {"$date": "2026-01-31"}}, {"a": "2026-01-31"}, False),
+    ({"a": "2026-01-31"}, {"a": {"$date": "2026-01-31"}}, False),
+    ({"a": {"$date": "2026-01-31"}}, {"a": {"$gt": {"$date": "2026-01-30"}}}, True),
+    ({"a": {"$date": "1969-12-31T23:59:59.999999Z"}}, {"a": {"$lt": {"$date": "1970-01-01"}}}, True),
+    ({"a": {"$date": "0001-01-01"}}, {"a": {"$lt": {"$date": "9999-12-31"}}}, True),
+    ({"a": {"$date": "2026-01-31"}}, {"a": {"$gt": 0}}, False),
+    # complex numbers and bytes are equal or not
+    ({"a": {"$complex": [1, 2]}}, {"a": {"$complex": [1.0, 2.0]}}, True),
+    ({"a": {"$complex": [1, -0.0]}}, {"a": {"$complex": [1, 0]}}, True),
+    ({"a": {"$complex": [1, 2]}}, {"a": {"$complex": [2, 1]}}, False),
+    ({"a": {"$complex": [NAN, 2]}}, {"a": {"$complex": [NAN, 2]}}, True),
+    ({"a": {"$complex": [1, 0]}}, {"a": 1}, False),
+    ({"a": {"$bytes": "YQ=="}}, {"a": {"$bytes": "YQ=="}}, True),
+    ({"a": {"$bytes": "YQ=="}}, {"a": {"$bytes": "Yg=="}}, False),
+    ({"a": {"$bytes": "YQ=="}}, {"a": "YQ=="}, False),
+    # long texts are equal in full and ordered by their beginning
+    ({"a": LONG}, {"a": LONG}, True),
+    ({"a": LONG}, {"a": LONG + "y"}, False),
+    ({"a": LONG}, {"a": LONG[:100]}, False),
+    ({"a": LONG}, {"a": LONG[:99]}, False),
+    ({"a": LONG}, {"a": {"$gt": "w"}}, True),
+    ({"a": LONG}, {"a": {"$gt": LONG[:99]}}, True),
+    ({"a": LONG[:100]}, {"a": LONG[:100]}, True),
+    ({"a": LONG[:99]}, {"a": LONG[:99]}, True),
+    # operators on filters
+    ({"a": 1}, {"$not": {"a": 1}}, False),
+    ({"a": 1}, {"$and": [{"a": 1}, {"b": None}]}, True),
+    ({"a": 1}, {"$or": [{"a": 2}, {"a": 1}]}, True),
+    ({"a": 1}, {"$nor": [{"a": 2}, {"b": 1}]}, True),
+    ({"a": 1}, {"$nor": [{"a": 2}, {"a": 1}]}, False),
+    ({"a": 1}, {"a": {"$not": {"$gt": 5}}}, True),
+    ({"a": "x"}, {"a": {"$not": {"$gt": 5}}}, True),
+    ({}, {"a": {"$not": {"$gt": 5}}}, True),
+    ({"a": 1}, {"a": 1, "b": 1}, False),
+    ({"a": 1}, {"$or": [{}]}, True),
+]
+
+
+@pytest.mark.parametrize(("metadata", "query", "expected"), A, ids=lambda value: ascii(value)[:50])
+def test_free_metadata_is_matched_by_type_and_value(metadata, query, expected):
+    assert is_match(query, metadata=metadata) is expected
+
+
+TYPED = [
+    ({"name": "T1"}, {"name": "T1"}, True),
+    ({"tags": ["q3", "q4"]}, {"tags": "q3"}, True),
+    ({"tags": []}, {"tags": "q3"}, False),
+    ({"starred": True}, {"starred": True}, True),
+    ({"flag": "red"}, {"flag": {"$in": ["red", "blue"]}}, True),
+    ({"measured_at": "2026-01-31T08:00:00.000000Z"}, {"measured_at": {"$gte": "2026-01-31"}}, True),
+    ({"measured_at": "2026-01-31T08:00:00.000000Z"}, {"measured_at": "2026-01-31T10:00:00+02:00"}, True),
+    ({"measured_at": "2026-01-31T08:00:00.000000Z"}, {"measured_at": {"$lt": {"$date": "2026-01-31"}}}, False),
+    ({}, {"measured_at": None}, True),
+    ({}, {"measured_at": {"$lt": "2026-01-31"}}, False),
+    ({}, {"state": "complete"}, True),
+    ({}, {"revision": 1}, True),
+    (
+        {"instruments": {"vna": {"settings": {"power": {"value": -30}}}}},
+        {"instruments.vna.settings.power.value": {"$lt": -20}},
+        True,
+    ),
+    ({"device": {"device_info": {"chip": "C7"}}}, {"device.device_info.chip": "C7"}, True),
+    ({"metadata": {"name": "x"}}, {"name": "x"}, False),
+    ({"metadata": {"name": "x"}}, {"metadata.name": "x"}, True),
+    ({"metadata": {"a": 1}}, {"metadata": {"a": 1}}, True),
+    ({"files": (FileInfo("n.txt", 1, "t", "s", "k"),)}, {"files.name": "n.txt"}, True),
+    ({"files": (FileInfo("x" * 200, 1, "t", "s", "k"),)}, {"files.name": "x" * 200}, True),
+    ({"comment": LONG}, {"comment": LONG}, True),
+]
+
+
+@pytest.mark.parametrize(("fields", "query", "expected"), TYPED, ids=lambda value: ascii(value)[:50])
+def test_typed_fields_are_matched_by_type_and_value(fields, query, expected):
+    assert is_match(query, **fields) is expected
+
+
+# --- order ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_sort_names_one_path_and_its_direction():
+    assert parse_sort("name") == SortKey("name", False)
+    assert parse_sort("-created_at") == SortKey("created_at", True)
+    assert parse_sort("-chip") == SortKey("metadata.chip", True)
+    with pytest.raises(QueryError):
+        parse_sort("-")
+
+
+def test_values_sort_by_kind_and_then_by_value():
+    ascending = [
+        [None], [NAN], [{"$float": "-Infinity"}], [-(2**70)], [-1.5], [0], [1], [2**53], [2**53 + 1], [2**70], [INFINITY], [""], ["A"],
+        ["a"], ["é"], ["\uffff"], ["\U0001f600"], [False], [True], [{"$date": "1969-01-01"}], [{"$date": "2026-01-01"}],
+    ]  # fmt: skip
+    key = parse_sort("a")
+    keys = [sort_key(found_terms(metadata={"a": value}), key) for [value] in ascending]
+    assert keys == sorted(keys)
+    assert len(set(keys)) == len(keys)
+
+
+def test_missing_and_null_sort_together_and_first():
+    for key in (parse_sort("a"), parse_sort("-a")):
+        missing = sort_key(found_terms(), key)
+        assert missing == sort_key(found_terms(metadata={"a": None}), key)
+        assert missing < sort_key(found_terms(metadata={"a": NAN}), key)
+
+
+def test_of_several_values_the_least_counts_and_the_greatest_when_descending():
+    found = found_terms(metadata={"a": [5, 1, 9]})
+    one, nine = found_terms(metadata={"a": 1}), found_terms(metadata={"a": 9})
+    assert sort_key(found, parse_sort("a")) == sort_key(one, parse_sort("a"))
+    assert sort_key(found, parse_sort("-a")) == sort_key(nine, parse_sort("-a"))
+
+
+values = (
+    st.integers(-(1 << 63), (1 << 63) - 1)
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.sampled_from([0, -0.0, 0.0, math.inf, -math.inf, "", "i1", "f", "0s"])
+)
+
+
+@given(st.integers(0, 6), values)
+@example(2, -0.0)
+@example(3, "s\x00")
+def test_a_packed_key_is_read_back_exactly(rank, value):
+    rank_again, again = unpack_key(pack_key((rank, value)))
+    assert (rank_again, type(again)) == (rank, type(value))
+    assert struct.pack("<d", again) == struct.pack("<d", value) if isinstance(value, float) else again == value
+
+
+@pytest.mark.parametrize("text", ["", "2", "2x1", "xi1", "2i", "2ix", "2i1.5", "2f", "2f00", "2fzz", "i", "2i" + "9" * 5000])
+def test_what_is_no_packed_key_is_a_value_error(text):
+    with pytest.raises((ValueError, IndexError, struct.error)) as caught:
+        unpack_key(text)
+    assert isinstance(caught.value, ValueError), "as its docstring says"

@@ -1,0 +1,755 @@
+"""The conformance suite of `MetadataStore`: what every backend promises, backend by backend in a few lines.
+
+A backend supplies `open_store`: called with a name it opens a store on the database of that name, empty at first. Its
+`plan` is called before each question, for backends that have several ways to answer one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aq_data.errors import QueryError, UnavailableError
+from aq_data.models.datafile import DataFile, make_id
+from aq_data.models.query import matches, parse_filter
+from aq_data.models.terms import SortKey, parse_path, parse_sort, sort_key, terms
+from aq_data.storage.metadata.store import MetadataStore, Page, Record, Token
+
+T = TypeVar("T")
+OpenStore = Callable[[str], MetadataStore]
+
+NOW = "2026-01-31T08:00:00.000000Z"
+EVERYTHING = parse_filter({})
+BY_SAVING = parse_sort("nothing.stands.here")
+
+counter = itertools.count(1)
+
+
+def record(number: int | None = None, **fields: Any) -> Record:
+    """A record of its own: ids of one number are equal, and sort as their numbers do."""
+    number = next(counter) if number is None else number
+    document = DataFile(
+        **{"id": make_id(number, number.to_bytes(10, "big")), "state": "complete", "revision": 1, "created_at": NOW,
+           "updated_at": NOW, **fields}
+    )  # fmt: skip
+    return Record(document, f"attempt-{number}", f"digest-{number}")
+
+
+def changed(old: Record, **fields: Any) -> Record:
+    document = msgspec.structs.replace(old.document, revision=old.document.revision + 1, **fields)
+    return Record(document, old.attempt, old.digest)
+
+
+def within(open_store: OpenStore, body: Callable[[MetadataStore], Awaitable[T]], name: str = "one") -> T:
+    """What `body` returns for a store that is closed afterwards."""
+
+    async def run() -> T:
+        store = open_store(name)
+        try:
+            return await body(store)
+        finally:
+            await store.close()
+
+    return asyncio.run(run())
+
+
+async def insert_all(store: MetadataStore, records: list[Record]) -> None:
+    for one in records:
+        assert await store.insert(one) is None
+
+
+def ids_of(page: Page) -> list[str]:
+    return [msgspec.json.decode(document, type=DataFile).id for document in page.documents]
+
+
+async def pages(
+    store: MetadataStore, query: Any, sort: SortKey, limit: int, between: Callable[[], Awaitable[None] | None] = lambda: None
+) -> list[str]:
+    """The ids on all pages of a search, one after the other; `between` is called before each page."""
+    found: list[str] = []
+    cursor = None
+    while True:
+        waiting = between()
+        if waiting is not None:
+            await waiting
+        page = await store.search(parse_filter(query), sort, limit, cursor)
+        assert len(page.documents) <= limit
+        found += ids_of(page)
+        if page.cursor is None:
+            return found
+        assert len(page.documents) == limit, "only the last page may be short"
+        cursor = page.cursor
+
+
+def found_terms(one: Record) -> frozenset[Any]:
+    return frozenset(terms(msgspec.json.decode(msgspec.json.encode(one.document))))
+
+
+def expected_ids(records: list[Record], query: Any, sort: SortKey) -> list[str]:
+    """What the evaluator answers: matching records by sort key, ties by position."""
+    node = parse_filter(query)
+    keyed = [
+        (sort_key(found, sort), position, one.document.id)
+        for position, one in enumerate(records)
+        if matches(node, found := found_terms(one)) and one.document.state != "deleted"
+    ]
+    return [id for _, _, id in sorted(keyed, reverse=sort.descending)]
+
+
+# --- generated documents and filters -------------------------------------------------------------------------------
+
+TEXTS = [
+    "",
+    "a",
+    "A",
+    "b",
+    "é",
+    "\uffff",
+    "\U0001f600",
+    "a\x00b",
+    "x" * 99,
+    "x" * 100,
+    "x" * 101,
+    "x" * 100 + "a",
+    "1",
+    "2026-01-01",
+]
+NUMBERS = [0, 1, -1, 2, 1.0, 1.5, -0.0, 2**53, 2**53 + 1, float(2**53), 2**63 - 1, -(2**63), 2**63, 2**70, -(2**70), 1e300, 5e-324,
+           {"$float": "Infinity"}, {"$float": "-Infinity"}]  # fmt: skip
+DATES = [
+    {"$date": text}
+    for text in ("2026-01-01", "2026-01-01T00:00:00Z", "1969-12-31T23:59:59.999999Z", "9999-12-31", "0001-01-01")
+]
+OTHERS = [None, True, False, {"$float": "NaN"}, {"$complex": [1, 2]}, {"$complex": [2.0, {"$float": "NaN"}]}, {"$bytes": "YQ=="},
+          {"$literal": {"$float": 1}}, {}, []]  # fmt: skip
+KEYS = ["a", "b", "a.b", "c\\d"]
+
+scalars = st.sampled_from([*TEXTS, *NUMBERS, *DATES, *OTHERS])
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=2),
+    max_leaves=4,
+)
+instants = st.sampled_from([None, "2026-01-31T08:00:00.000000Z", "2026-02-01T00:00:00.000000Z"])
+documents = st.fixed_dictionaries(
+    {"metadata": st.dictionaries(st.sampled_from(KEYS), values, max_size=3)},
+    optional={
+        "name": st.sampled_from(TEXTS),
+        "tags": st.lists(st.sampled_from(["q1", "q2", "q3"]), max_size=2, unique=True),
+        "starred": st.booleans(),
+        "measured_at": instants,
+        "state": st.sampled_from(["complete", "complete", "deleted"]),
+    },
+)
+PATHS = ["a", "b", r"a\.b", "a.b", "a.a", r"c\\d", "metadata", "metadata.a", "name", "tags", "starred", "state", "absent"]
+operands = st.sampled_from([*NUMBERS, *(text for text in TEXTS if len(text) < 100), *DATES, {"$float": "NaN"}])
+conditions = st.one_of(
+    values,
+    st.builds(lambda op, value: {op: value}, st.sampled_from(["$eq", "$ne"]), values),
+    st.builds(lambda op, value: {op: value}, st.sampled_from(["$gt", "$gte", "$lt", "$lte"]), operands),
+    st.builds(lambda low, high: {"$gt": low, "$lte": high}, operands, operands),
+    st.builds(lambda op, listed: {op: listed}, st.sampled_from(["$in", "$nin"]), st.lists(values, max_size=4)),
+    st.builds(lambda is_there: {"$exists": is_there}, st.booleans()),
+    st.builds(lambda value: {"$not": {"$gte": value}}, operands),
+)
+clauses = st.builds(lambda path, condition: {path: condition}, st.sampled_from(PATHS), conditions) | st.builds(
+    lambda op, instant: {"measured_at": {op: instant}}, st.sampled_from(["$eq", "$ne", "$gt", "$lte"]), instants.filter(bool)
+)
+filters = st.recursive(
+    clauses | st.just({}),
+    lambda inner: st.one_of(
+        st.builds(
+            lambda op, listed: {op: listed},
+            st.sampled_from(["$and", "$or", "$nor"]),
+            st.lists(inner, min_size=1, max_size=3),
+        ),
+        st.builds(lambda query: {"$not": query}, inner),
+        st.builds(lambda one, other: {**one, **other}, inner, inner),
+    ),
+    max_leaves=5,
+)
+sorts = st.builds(
+    lambda sign, path: parse_sort(sign + path),
+    st.sampled_from(["", "-"]),
+    st.sampled_from([*PATHS, "measured_at", "created_at", "id"]),
+)
+
+
+class MetadataStoreTests:
+    """What a metadata store promises, whether or not it outlives its process."""
+
+    @pytest.fixture
+    def open_store(self) -> OpenStore:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def plan(self) -> Callable[[], None]:
+        """Chooses how the store answers the next question."""
+        return lambda: None
+
+    # --- records ---------------------------------------------------------------------------------------------------
+
+    def test_what_is_inserted_is_got_again_identical(self, open_store):
+        one = record(
+            name="T1", metadata={"a": [1, {"b": {"$float": "NaN"}}], "big": 2**70, "text": "é\x00\U0001f600"}, tags=["x"]
+        )
+
+        async def body(store):
+            assert await store.insert(one) is None
+            assert await store.get(one.document.id) == one
+
+        within(open_store, body)
+
+    def test_an_absent_record_is_none(self, open_store):
+        within(open_store, lambda store: _is(store.get(record().document.id), None))
+
+    def test_an_insert_with_a_taken_id_changes_nothing_and_returns_what_is_there(self, open_store):
+        first = record(7, name="winner")
+        second = Record(record(7, name="loser").document, "other-attempt", "other-digest")
+
+        async def body(store):
+            assert await store.insert(first) is None
+            assert await store.insert(second) == first
+            assert await store.get(first.document.id) == first
+            assert await store.count(EVERYTHING) == 1
+            assert await store.count(parse_filter({"name": "loser"})) == 0
+
+        within(open_store, body)
+
+    def test_a_tombstone_still_takes_its_id_and_is_got(self, open_store):
+        one = record()
+
+        async def body(store):
+            await store.insert(one)
+            tombstone = changed(one, state="deleted")
+            assert await store.replace(tombstone, 1)
+            assert await store.get(one.document.id) == tombstone
+            assert await store.insert(one) == tombstone
+
+        within(open_store, body)
+
+    def test_a_replace_of_the_expected_revision_takes_effect_everywhere(self, open_store):
+        one = record(name="old", metadata={"a": 1, "b": 2})
+
+        async def body(store):
+            await store.insert(one)
+            assert await store.count(parse_filter({"a": 1})) == 1
+            two = changed(one, name="new", metadata={"a": [5, 6]})
+            assert await store.replace(two, 1)
+            assert await store.get(one.document.id) == two
+            for query, count in [
+                ({"a": 1}, 0),
+                ({"b": 2}, 0),
+                ({"b": None}, 1),
+                ({"a": 6}, 1),
+                ({"name": "new"}, 1),
+                ({"name": "old"}, 0),
+            ]:
+                assert await store.count(parse_filter(query)) == count, query
+
+        within(open_store, body)
+
+    def test_a_replace_of_another_revision_changes_nothing(self, open_store):
+        one = record(name="old")
+
+        async def body(store):
+            await store.insert(one)
+            assert not await store.replace(changed(one, name="new"), 2)
+            assert not await store.replace(changed(one, name="new"), 0)
+            assert not await store.replace(changed(record(), name="new"), 1), "nor is an absent record made"
+            assert await store.get(one.document.id) == one
+            assert await store.count(parse_filter({"name": "new"})) == 0
+
+        within(open_store, body)
+
+    def test_of_replaces_at_once_exactly_one_wins(self, open_store):
+        one = record()
+
+        async def body(store):
+            await store.insert(one)
+            tries = [changed(one, name=f"n{i}") for i in range(20)]
+            won = await asyncio.gather(*(store.replace(each, 1) for each in tries))
+            assert won.count(True) == 1
+            assert await store.get(one.document.id) == tries[won.index(True)]
+            assert await store.count(parse_filter({"name": tries[won.index(True)].document.name})) == 1
+
+        within(open_store, body)
+
+    def test_changes_by_compare_and_set_lose_none(self, open_store):
+        one = record(metadata={"n": 0})
+
+        async def increase(store):
+            while True:
+                old = await store.get(one.document.id)
+                if await store.replace(changed(old, metadata={"n": old.document.metadata["n"] + 1}), old.document.revision):
+                    return
+
+        async def body(store):
+            await store.insert(one)
+            await asyncio.gather(*(increase(store) for _ in range(12)))
+            assert (await store.get(one.document.id)).document.metadata == {"n": 12}
+            assert await store.count(parse_filter({"n": 12})) == 1
+
+        within(open_store, body)
+
+    def test_inserts_from_many_tasks_are_all_kept_and_a_race_has_one_winner(self, open_store):
+        records = [record(name=f"n{i}", metadata={f"k{i % 7}": i}) for i in range(150)]
+        rivals = [Record(record(3, name=f"rival {i}").document, f"rival-{i}", "d") for i in range(20)]
+
+        async def body(store):
+            answers = await asyncio.gather(*(store.insert(each) for each in [*records, *rivals]))
+            assert answers[: len(records)] == [None] * len(records)
+            raced = answers[len(records) :]
+            assert raced.count(None) == 1
+            winner = rivals[raced.index(None)]
+            assert all(answer in (None, winner) for answer in raced)
+            assert await store.get(winner.document.id) == winner
+            assert await store.count(EVERYTHING) == len(records) + 1
+            for each in records:
+                assert await store.get(each.document.id) == each
+
+        within(open_store, body)
+
+    def test_scan_gives_every_record_once_in_order_of_saving(self, open_store):
+        records = [record(number) for number in [*range(600, 350, -1)]]
+
+        async def body(store):
+            await insert_all(store, records)
+            tombstone = changed(records[3], state="deleted")
+            await store.replace(tombstone, 1)
+            found = [each async for each in store.scan()]
+            assert found == [*records[:3], tombstone, *records[4:]]
+
+        within(open_store, body)
+
+    # --- barring ---------------------------------------------------------------------------------------------------
+
+    def test_a_barred_attempt_is_never_published_and_others_are(self, open_store):
+        one = record()
+        other = Record(one.document, "second attempt", one.digest)
+
+        async def body(store):
+            await store.bar(one.document.id, one.attempt)
+            await store.bar(one.document.id, one.attempt)
+            for _ in range(2):
+                with pytest.raises(UnavailableError):
+                    await store.insert(one)
+            assert await store.get(one.document.id) is None
+            assert await store.count(EVERYTHING) == 0
+            assert await store.insert(other) is None
+
+        within(open_store, body)
+
+    def test_barring_one_id_bars_no_other_and_takes_nothing_back(self, open_store):
+        published, other = record(), record()
+
+        async def body(store):
+            await store.insert(published)
+            await store.bar(published.document.id, published.attempt)
+            assert await store.get(published.document.id) == published
+            assert await store.insert(Record(other.document, published.attempt, "d")) is None
+
+        within(open_store, body)
+
+    def test_a_barred_file_key_is_never_published(self, open_store):
+        one = record()
+
+        async def body(store):
+            await store.insert(one)
+            await store.bar(one.document.id, "key-1")
+            with pytest.raises(UnavailableError):
+                await store.replace(changed(one, comment="with a file"), 1, publishes="key-1")
+            assert await store.get(one.document.id) == one
+            assert await store.replace(changed(one, comment="with a file"), 1, publishes="key-2")
+
+        within(open_store, body)
+
+    def test_either_the_bar_comes_first_or_the_record_is_there(self, open_store):
+        """After `bar` returns, a record that is not there never will be."""
+
+        async def attempt(store, each):
+            try:
+                await store.insert(each)
+            except UnavailableError:
+                return False
+            return True
+
+        async def collect(store, each):
+            await store.bar(each.document.id, each.attempt)
+            return await store.get(each.document.id) is not None
+
+        async def body(store):
+            for each in [record() for _ in range(30)]:
+                published, seen = await asyncio.gather(attempt(store, each), collect(store, each))
+                assert published == seen
+
+        within(open_store, body)
+
+    # --- questions -------------------------------------------------------------------------------------------------
+
+    @settings(max_examples=50)
+    @given(listed=st.lists(documents, max_size=9), query=filters, sort=sorts, limit=st.integers(1, 4))
+    def test_search_answers_as_the_evaluator_does(self, open_store, plan, listed, query, sort, limit):
+        """The same documents in the same order, whatever the page size and however the store answers."""
+        records = [record(**fields) for fields in listed]
+        expected = expected_ids(records, query, sort)
+
+        async def body(store):
+            await asyncio.gather(*(store.insert(each) for each in records))
+            saved = [each async for each in store.scan()]
+            assert saved == records, "tasks started in order are saved in order"
+            plan()
+            page = await store.search(parse_filter(query), sort, 100, None)
+            assert ids_of(page) == expected
+            assert (page.total, page.total_is_exact, page.cursor) == (len(expected), True, None)
+            assert await pages(store, query, sort, limit, plan) == expected
+            assert await store.count(parse_filter(query)) == len(expected)
+
+        within(open_store, body, f"example {next(counter)}")
+
+    @settings(max_examples=25)
+    @given(
+        listed=st.lists(documents, min_size=1, max_size=6), later=st.lists(documents, max_size=6), query=filters, sort=sorts
+    )
+    def test_search_follows_every_change(self, open_store, plan, listed, later, query, sort):
+        """After replaces, in and before the index, answers are those for the new documents alone."""
+        records = [record(**fields) for fields in listed]
+
+        async def body(store):
+            await asyncio.gather(*(store.insert(each) for each in records))
+            for position, fields in enumerate(later):
+                position %= len(records)
+                fresh = record(**fields).document
+                old = records[position]
+                document = msgspec.structs.replace(fresh, id=old.document.id, revision=old.document.revision + 1)
+                records[position] = Record(document, old.attempt, old.digest)
+                assert await store.replace(records[position], old.document.revision)
+                if position % 2:
+                    await store.count(EVERYTHING)
+            plan()
+            assert await pages(store, query, sort, 3, plan) == expected_ids(records, query, sort)
+
+        within(open_store, body, f"example {next(counter)}")
+
+    @pytest.mark.parametrize("text", ["-id", "name", "a", "-a", "-created_at", "tags", "absent"])
+    def test_pages_visit_every_document_once_in_order_while_documents_arrive(self, open_store, plan, text):
+        """Those that were there at the start; those that arrive are seen at most once, in their place."""
+        sort = parse_sort(text)
+        several = [1, "x", None, [3, 1], True, {"$float": "NaN"}, {"b": 1}, "y", 2.5, {"$date": "2026-01-01"}]
+
+        def make(i: int) -> Record:
+            return record(
+                name=f"n{i % 4}", tags=[f"t{i % 3}", f"t{i % 5}"][: i % 3], metadata={"a": several[i % 10]} if i % 4 else {}
+            )
+
+        early = [make(i) for i in range(25)]
+        late: list[Record] = []
+
+        async def body(store):
+            await insert_all(store, early)
+
+            async def arrive():
+                plan()
+                late.extend(make(len(late) + j) for j in range(3))
+                await insert_all(store, late[-3:])
+
+            found = await pages(store, {}, sort, 4, arrive)
+            assert len(set(found)) == len(found)
+            order = expected_ids([*early, *late], {}, sort)
+            assert found == [id for id in order if id in set(found)]
+            assert {each.document.id for each in early} <= set(found)
+
+        within(open_store, body)
+
+    def test_a_search_never_shows_a_document_that_does_not_match_while_documents_arrive(self, open_store, plan):
+        async def body(store):
+            arriving = True
+
+            async def insert(first):
+                for i in range(first, first + 60):
+                    await store.insert(record(name="same", metadata={"a": 1, "n": i}))
+
+            async def ask():
+                while arriving:
+                    plan()
+                    page = await store.search(parse_filter({"a": {"$ne": 1}}), parse_sort("n"), 10, None)
+                    assert page.documents == []
+                    assert await store.count(parse_filter({"$nor": [{"name": "same"}]})) == 0
+                    assert await store.distinct("name", parse_filter({"n": None}), 10) == []
+
+            asking = asyncio.create_task(ask())
+            await asyncio.gather(*(insert(first) for first in range(0, 300, 60)))
+            arriving = False
+            await asking
+
+        within(open_store, body)
+
+    def test_a_page_can_be_asked_for_again_by_its_cursor(self, open_store, plan):
+        async def body(store):
+            await insert_all(store, [record(name=f"n{i}") for i in range(6)])
+            plan()
+            cursor = (await store.search(EVERYTHING, parse_sort("name"), 2, None)).cursor
+            first = ids_of(await store.search(EVERYTHING, parse_sort("name"), 2, cursor))
+            assert first == ids_of(await store.search(EVERYTHING, parse_sort("name"), 2, cursor))
+
+        within(open_store, body)
+
+    @pytest.mark.parametrize(
+        "cursor",
+        ["", "x", "é", "!!!!", "AAAA", "bnVsbA", "W10", "WyJuYW1lIiwgZmFsc2UsICIiLCAxXQ", "=" * 100, "A" * 100_000, "WzEsMiwzLDRd",
+         "WyJuYW1lIixmYWxzZSwiMmYiLDFd",  # ["name",false,"2f",1]
+         "WyJuYW1lIixmYWxzZSwiMmYwMCIsMV0",  # ["name",false,"2f00",1]
+         "WyJuYW1lIixmYWxzZSwiM3NhIiwxMDAwMDAwMDAwMDAwMDAwMDAwMDAwXQ",  # ["name",false,"3sa",10**24]
+         "WyJuYW1lIixmYWxzZSwiMmk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5OSIsMV0",  # ["name",false,"2i" + "9" * 24,1]
+        ],
+        ids=lambda text: ascii(text[:40]),
+    )  # fmt: skip
+    def test_a_cursor_that_no_server_gave_is_refused(self, open_store, plan, cursor):
+        async def body(store):
+            await insert_all(store, [record(name=f"n{i}") for i in range(3)])
+            plan()
+            with pytest.raises(QueryError) as caught:
+                await store.search(EVERYTHING, parse_sort("name"), 2, cursor)
+            assert caught.value.code == "bad_cursor"
+
+        within(open_store, body)
+
+    @pytest.mark.parametrize("other", ["-name", "id", "metadata.name"])
+    def test_the_cursor_of_another_sort_is_refused(self, open_store, plan, other):
+        async def body(store):
+            await insert_all(store, [record(name=f"n{i}") for i in range(3)])
+            plan()
+            cursor = (await store.search(EVERYTHING, parse_sort("name"), 1, None)).cursor
+            with pytest.raises(QueryError) as caught:
+                await store.search(EVERYTHING, parse_sort(other), 1, cursor)
+            assert caught.value.code == "bad_cursor"
+
+        within(open_store, body)
+
+    def test_tombstones_are_found_only_when_asked_for(self, open_store, plan):
+        alive, dead = record(name="same"), record(name="same")
+
+        async def body(store):
+            await insert_all(store, [alive, dead])
+            await store.replace(changed(dead, state="deleted"), 1)
+            node, sort = parse_filter({"name": "same"}), parse_sort("name")
+            plan()
+            assert ids_of(await store.search(node, sort, 9, None)) == [alive.document.id]
+            assert ids_of(await store.search(node, sort, 9, None, include_deleted=True)) == [
+                alive.document.id,
+                dead.document.id,
+            ]
+            assert await store.count(node) == 1
+            assert await store.distinct("name", node, 9) == [("same", 1)]
+
+        within(open_store, body)
+
+    def test_search_returns_documents_as_they_were_saved(self, open_store, plan):
+        one = record(name="T1", metadata={"a": [1.5, {"$complex": [1, 2]}], "big": 2**70})
+
+        async def body(store):
+            await store.insert(one)
+            plan()
+            page = await store.search(parse_filter({"name": "T1"}), parse_sort("name"), 1, None)
+            assert msgspec.json.decode(page.documents[0], type=DataFile) == one.document
+
+        within(open_store, body)
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            {"a": {"$in": list(range(4000))}},
+            {"a": {"$nin": list(range(1, 4000))}},
+            {"a": {"$in": [f"text {i}" for i in range(4000)] + [0]}},
+            {"a": {"$in": [None] * 4000 + [0]}},
+            {"a": {"$in": [[i] for i in range(4000)] + [0]}},
+            {"$or": [{"a": {"$gte": i, "$lt": i + 1}} for i in range(100)]},
+            {"$or": [{f"k{i}": i} for i in range(200)] + [{"a": 0}]},
+            {"$and": [{"a": {"$ne": i}} for i in range(1, 200)]},
+            {f"k{i}": None for i in range(60)},
+            {"$nor": [{f"k{i}": {"$exists": True}} for i in range(200)]},
+        ],
+        ids=lambda query: ascii(query)[:40],
+    )
+    def test_the_largest_filters_that_are_accepted_are_answered(self, open_store, plan, query):
+        """Also when the sort path has values of every kind."""
+        kinds = [0, "a", None, True, {"$float": "NaN"}, {"$complex": [1, 2]}, {"$date": "2026-01-01"}]
+        records = [record(metadata={"a": i % 2 * 5000, "s": kind}) for i, kind in enumerate(kinds)]
+        sort = parse_sort("s")
+
+        async def body(store):
+            await insert_all(store, records)
+            plan()
+            assert await pages(store, query, sort, 2, plan) == expected_ids(records, query, sort)
+            assert await store.count(parse_filter(query)) == len(expected_ids(records, query, sort))
+            await store.distinct(parse_path("s"), parse_filter(query), 10)
+
+        within(open_store, body)
+
+    @pytest.mark.parametrize(
+        "value", [10**400, -(10**400), 2**1023, 10**4000], ids=["huge", "huge negative", "2**1023", "vast"]
+    )
+    def test_no_value_that_was_saved_keeps_others_from_being_found(self, open_store, plan, value):
+        """Whatever JSON number a document holds, the store goes on answering."""
+
+        async def body(store):
+            await insert_all(store, [record(name="first"), record(metadata={"a": value}), record(name="last")])
+            plan()
+            assert await store.count(parse_filter({"name": {"$in": ["first", "last"]}})) == 2
+
+        within(open_store, body)
+
+    def test_distinct_counts_the_documents_of_each_value_most_frequent_first(self, open_store):
+        many = [
+            ["C7", "C7"],
+            "C7",
+            "C8",
+            5,
+            5.0,
+            6,
+            True,
+            None,
+            {"$date": "2026-01-31"},
+            {"b": 1},
+            {"$float": "NaN"},
+            "x" * 150,
+            [],
+        ]
+
+        async def body(store):
+            await insert_all(store, [record(name=f"n{i}", metadata={"chip": chip}) for i, chip in enumerate(many)])
+            await store.insert(record(state="deleted", metadata={"chip": "C8"}))
+            path = parse_path("chip")
+            found = await store.distinct(path, EVERYTHING, 100)
+            assert found[:2] == [(5, 2), ("C7", 2)]
+            rest = {str(value): (value, count) for value, count in found[2:]}
+            assert rest == {
+                "C8": ("C8", 1), "6": (6, 1), "True": (True, 1), "x" * 100: ("x" * 100, 1),
+                "{'$date': '2026-01-31T00:00:00.000000Z'}": ({"$date": "2026-01-31T00:00:00.000000Z"}, 1),
+            }  # fmt: skip
+            assert await store.distinct(path, EVERYTHING, 1) == found[:1]
+            assert await store.distinct(path, parse_filter({"name": {"$in": ["n1", "n2"]}}), 9) == [("C7", 1), ("C8", 1)]
+            assert await store.distinct(parse_path("absent"), EVERYTHING, 9) == []
+
+        within(open_store, body)
+
+    # --- tokens ----------------------------------------------------------------------------------------------------
+
+    def test_tokens_are_found_by_hash_listed_and_revoked_once(self, open_store):
+        one = Token("t1", "lab", "hash-1", ("read", "write"), NOW)
+        two = Token("t2", "guest", "hash-2", ("read",), NOW, expires_at=NOW)
+
+        async def body(store):
+            assert await store.tokens() == []
+            await store.add_token(one)
+            await store.add_token(two)
+            assert await store.find_token("hash-1") == one
+            assert await store.find_token("hash-2") == two
+            assert await store.find_token("hash-3") is None
+            assert await store.find_token("t1") is None
+            assert await store.revoke_token("t1", "2026-02-01T00:00:00.000000Z")
+            assert await store.revoke_token("t1", "2027-02-01T00:00:00.000000Z")
+            assert not await store.revoke_token("t9", NOW)
+            revoked = msgspec.structs.replace(one, revoked_at="2026-02-01T00:00:00.000000Z")
+            assert await store.find_token("hash-1") == revoked, "the first revocation is the one that counts"
+            assert await store.tokens() == [revoked, two]
+
+        within(open_store, body)
+
+    def test_a_healthy_store_says_so(self, open_store):
+        within(open_store, lambda store: _is(store.check(), None))
+
+    def test_a_caller_that_goes_away_undoes_nothing_of_the_others(self, open_store):
+        records = [record() for _ in range(40)]
+
+        async def body(store):
+            tasks = [asyncio.create_task(store.insert(each)) for each in records]
+            await asyncio.sleep(0)
+            for task in tasks[::2]:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for each in records[1::2]:
+                assert await store.get(each.document.id) == each
+
+        within(open_store, body)
+
+
+class DurableMetadataStoreTests(MetadataStoreTests):
+    """What a store promises in addition when its database outlives it and may be shared."""
+
+    def test_what_was_acknowledged_is_there_after_reopening(self, open_store):
+        records = [record(name=f"n{i}", metadata={"a": i}) for i in range(40)]
+        token = Token("t1", "lab", "hash-1", ("read",), NOW)
+
+        async def save(store):
+            await asyncio.gather(*(store.insert(each) for each in records))
+            await store.replace(changed(records[0], name="changed"), 1)
+            await store.bar("id", "key")
+            await store.add_token(token)
+
+        async def look(store):
+            assert await store.get(records[0].document.id) == changed(records[0], name="changed")
+            for each in records[1:]:
+                assert await store.get(each.document.id) == each
+            assert await store.count(EVERYTHING) == len(records)
+            assert await store.count(parse_filter({"a": {"$gte": 20}})) == 20
+            assert await store.find_token("hash-1") == token
+            with pytest.raises(UnavailableError):
+                await store.insert(Record(msgspec.structs.replace(record().document, id="id"), "key", "d"))
+
+        within(open_store, save)
+        within(open_store, look)
+
+    def test_an_acknowledged_insert_is_seen_by_another_store_at_once(self, open_store):
+        async def body(one):
+            other = open_store("one")
+            try:
+                for i in range(20):
+                    each = record(name=f"n{i}", metadata={"a": [i, i + 1]})
+                    await one.insert(each)
+                    assert await other.get(each.document.id) == each
+                    assert await other.count(parse_filter({"a": i + 1})) == 1
+                    new = changed(each, name="new", metadata={"a": -i})
+                    assert await other.replace(new, 1)
+                    assert await one.get(each.document.id) == new, "a store never answers from what it remembers"
+                    assert not await one.replace(changed(each), 1)
+                    assert await one.count(parse_filter({"name": "new"})) == i + 1
+            finally:
+                await other.close()
+
+        within(open_store, body)
+
+    def test_two_stores_insert_and_index_the_same_paths_at_once(self, open_store, plan):
+        records = [record(name=f"n{i % 5}", metadata={f"k{i % 9}": [i, f"v{i}"][: 1 + i % 2]}) for i in range(120)]
+        rivals = [Record(record(5).document, f"rival-{i}", "d") for i in range(10)]
+
+        async def body(one):
+            other = open_store("one")
+            try:
+                stores = [one, other]
+                answers = await asyncio.gather(*(stores[i % 2].insert(each) for i, each in enumerate([*records, *rivals])))
+                assert answers.count(None) == len(records) + 1
+                saved = [each async for each in other.scan()]
+                assert {each.document.id for each in saved} == {each.document.id for each in [*records, rivals[0]]}
+                for query in ({"k3": {"$gte": 40}}, {"name": "n2"}, {"k8": {"$exists": True}}, {"k0": None}, {}):
+                    for text in ("k3", "-k3", "name"):
+                        plan()
+                        for store in stores:
+                            assert await pages(store, query, parse_sort(text), 50) == expected_ids(
+                                saved, query, parse_sort(text)
+                            )
+            finally:
+                await other.close()
+
+        within(open_store, body)
+
+
+async def _is(awaitable: Awaitable[Any], expected: Any) -> None:
+    assert await awaitable == expected

@@ -1,0 +1,197 @@
+"""SQLite keeps the contract of a metadata store, in a file and in memory, and lets no error of its own out."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import itertools
+import sqlite3
+
+import pytest
+from metadata_suite import EVERYTHING, DurableMetadataStoreTests, MetadataStoreTests, ids_of, insert_all, record, within
+
+from aq_data.errors import AqDataError, ConfigError, StorageError, UnavailableError
+from aq_data.models.query import parse_filter
+from aq_data.models.terms import parse_sort
+from aq_data.storage.metadata import _connection, sqlite
+from aq_data.storage.metadata._connection import translate
+from aq_data.storage.metadata.sqlite import SqliteStore
+
+
+class EveryPlan:
+    """Sorting what matches in memory, walking the index in order, and both on one search."""
+
+    @pytest.fixture(params=["collect", "walk", "in turns"])
+    def plan(self, request, monkeypatch):
+        if request.param == "collect":
+            return lambda: None
+        thresholds = itertools.cycle([0] if request.param == "walk" else [0, sqlite.COLLECT])
+        return lambda: monkeypatch.setattr(sqlite, "COLLECT", next(thresholds))
+
+
+class TestFile(EveryPlan, DurableMetadataStoreTests):
+    """A database in a file, to which any number of stores may be open."""
+
+    @pytest.fixture
+    def open_store(self, tmp_path):
+        return lambda name: SqliteStore(tmp_path / f"{name}.sqlite")
+
+
+class TestMemory(EveryPlan, MetadataStoreTests):
+    """A database that goes with its store."""
+
+    @pytest.fixture
+    def open_store(self):
+        return lambda name: SqliteStore(None)
+
+
+@pytest.fixture
+def open_store(tmp_path):
+    return lambda name: SqliteStore(tmp_path / f"{name}.sqlite")
+
+
+# --- totals --------------------------------------------------------------------------------------------------------
+
+
+def test_totals_are_exact_up_to_the_limit_and_said_to_be_inexact_beyond(open_store, monkeypatch):
+    monkeypatch.setattr(sqlite, "EXACT_TOTAL", 10)
+    monkeypatch.setattr(sqlite, "COLLECT", 0)
+
+    async def body(store):
+        for count, total, is_exact in [(9, 9, True), (10, 10, True), (11, 10, False), (12, 10, False)]:
+            await insert_all(store, [record(name="x") for _ in range(count - await store.count(EVERYTHING))])
+            page = await store.search(parse_filter({"name": "x"}), parse_sort("id"), 3, None)
+            assert (page.total, page.total_is_exact) == (total, is_exact)
+            assert await store.count(EVERYTHING) == count
+
+    within(open_store, body)
+
+
+# --- errors --------------------------------------------------------------------------------------------------------
+
+
+def sqlite_error(cls: type[sqlite3.Error], name: str) -> sqlite3.Error:
+    error = cls("said SQLite")
+    error.sqlite_errorname = name
+    error.sqlite_errorcode = getattr(sqlite3, name, 1)
+    return error
+
+
+ERRORS = [cls for _, cls in inspect.getmembers(sqlite3, inspect.isclass) if issubclass(cls, sqlite3.Error | sqlite3.Warning)]
+NAMES = sorted(name for name, value in vars(sqlite3).items() if name.startswith("SQLITE_") and isinstance(value, int))
+PASSING = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR")
+
+
+def test_the_standard_library_names_its_errors():
+    """A guard: the walk below is over something."""
+    assert {sqlite3.OperationalError, sqlite3.IntegrityError, sqlite3.ProgrammingError} <= set(ERRORS)
+    assert {"SQLITE_BUSY_SNAPSHOT", "SQLITE_IOERR_FSYNC", "SQLITE_CORRUPT"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("cls", ERRORS, ids=lambda cls: cls.__name__)
+def test_every_error_class_of_sqlite_has_an_error_of_ours(cls):
+    assert isinstance(translate(cls("said SQLite")), StorageError)
+    assert "said SQLite" in str(translate(cls("said SQLite")))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_waiting_may_mend_is_unavailable_and_everything_else_is_a_storage_error(name):
+    ours = translate(sqlite_error(sqlite3.OperationalError, name))
+    assert type(ours) is (UnavailableError if name.startswith(PASSING) else StorageError)
+    assert name in str(ours)
+
+
+@pytest.mark.parametrize("cls", ERRORS, ids=lambda cls: cls.__name__)
+def test_no_error_of_sqlite_comes_out_of_an_operation(cls):
+    """Whatever the library raises inside the border leaves it as ours."""
+    with pytest.raises(AqDataError), _connection.border():
+        raise cls("said SQLite")
+
+
+def test_a_file_that_is_no_database_is_a_storage_error(tmp_path):
+    path = tmp_path / "one.sqlite"
+    path.write_bytes(b"not a database, but long enough to be taken for one" * 100)
+    before = path.read_bytes()
+    with pytest.raises(StorageError):
+        SqliteStore(path)
+    assert path.read_bytes() == before
+
+
+def test_a_folder_is_no_database(tmp_path):
+    with pytest.raises((StorageError, UnavailableError)):
+        SqliteStore(tmp_path)
+
+
+def test_a_database_of_another_version_is_refused_and_left_alone(tmp_path):
+    path = tmp_path / "one.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version=99")
+    connection.close()
+    with pytest.raises(ConfigError, match="99"):
+        SqliteStore(path)
+
+
+def test_a_database_that_another_program_locks_is_unavailable_and_then_goes_on(open_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(_connection, "PRAGMAS", (*_connection.PRAGMAS, "PRAGMA busy_timeout=0"))
+    one, two = record(), record()
+
+    async def body(store):
+        await store.insert(one)
+        blocker = sqlite3.connect(tmp_path / "one.sqlite", isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        with pytest.raises(UnavailableError):
+            await store.insert(two)
+        with pytest.raises(UnavailableError):
+            await store.check()
+        assert await store.get(one.document.id) == one, "reading goes on"
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        assert await store.insert(two) is None
+
+    within(open_store, body)
+
+
+def test_a_full_disk_is_unavailable_and_loses_nothing_that_was_acknowledged(open_store, monkeypatch):
+    monkeypatch.setattr(_connection, "PRAGMAS", (*_connection.PRAGMAS, "PRAGMA max_page_count=60"))
+
+    async def body(store):
+        kept, failures = [], []
+        for _ in range(40):
+            each = record(comment="x" * 10_000)
+            try:
+                await store.insert(each)
+                kept.append(each)
+            except AqDataError as exc:
+                failures.append(exc)
+        assert failures
+        assert [str(exc) for exc in failures if not isinstance(exc, UnavailableError)] == []
+        for each in kept:
+            assert await store.get(each.document.id) == each
+        assert [each async for each in store.scan()] == kept
+        return kept
+
+    kept = within(open_store, body)
+    monkeypatch.undo()
+    within(open_store, lambda store: _counts(store, len(kept)))
+
+
+async def _counts(store, expected):
+    assert await store.count(EVERYTHING) == expected
+    assert len(ids_of(await store.search(EVERYTHING, parse_sort("id"), 1000, None))) == expected
+
+
+def test_a_failed_insert_in_a_shared_commit_harms_no_other(open_store):
+    """Each caller gets the outcome of its own operation, though one transaction holds many."""
+    barred = record()
+    others = [record(name=f"n{i}", metadata={f"only{i}": i}) for i in range(30)]
+
+    async def body(store):
+        await store.bar(barred.document.id, barred.attempt)
+        mixed = [each for other in others for each in (other, barred)]
+        answers = await asyncio.gather(*(store.insert(each) for each in mixed), return_exceptions=True)
+        assert answers[::2] == [None] * len(others)
+        assert all(isinstance(answer, UnavailableError) for answer in answers[1::2])
+        for i in range(30):
+            assert await store.count(parse_filter({f"only{i}": i})) == 1
+
+    within(open_store, body)
