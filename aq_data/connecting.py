@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -80,5 +81,7 @@ def _embedded_app(folder: str) -> Any:
         raise ConfigError(
             f"opening a folder without a server needs the extra: pip install 'aq-data[server]' ({exc.name} is missing)"
         ) from exc
+    # Whoever embeds decides where the log goes; without a word of theirs it goes nowhere.
+    logging.getLogger("aq_data").addHandler(logging.NullHandler())
     config = ServerConfig(data=folder)
     return build_app(config, open_stores(config), ask_for_tokens=False).asgi

@@ -7,6 +7,7 @@
      ├─ ValidationError (ValueError)      correct what was sent     422  invalid, unsupported_dtype, bad_name
      ├─ ConflictError                     decide which one counts   409  id_taken, finished, illegal_state
      ├─ StaleRevisionError                read again, then change   412  stale_revision
+     ├─ RangeError                        ask for a range inside   416  bad_range
      ├─ TooLargeError                     send less                 413  too_large
      ├─ NotAcceptableError                ask for another format    406  not_acceptable
      ├─ UnsupportedMediaError             send another format       415  unsupported_media
@@ -37,6 +38,7 @@ __all__ = [
     "NotAcceptableError",
     "NotFoundError",
     "QueryError",
+    "RangeError",
     "RateLimitError",
     "SelectionError",
     "StaleRevisionError",
@@ -114,6 +116,13 @@ class StaleRevisionError(AqDataError):
 
     codes = ("stale_revision",)
     status_hint = 412
+
+
+class RangeError(AqDataError):
+    """A byte range outside the content; `details["size"]` is the content's length in bytes."""
+
+    codes = ("bad_range",)
+    status_hint = 416
 
 
 class TooLargeError(AqDataError):

@@ -6,12 +6,11 @@ import math
 from typing import Any
 
 import httpx
-import msgspec
 import numpy as np
 
-from aq_data.client.http import Http
+from aq_data.client.http import Http, decoded
 from aq_data.client.progress import progress
-from aq_data.errors import ConflictError, UnavailableError
+from aq_data.errors import ConflictError, StorageError, UnavailableError
 from aq_data.models.arrays import parse_dtype
 from aq_data.models.selection import Axis, Selection, format_selection, parse_selection, select
 from aq_data.models.values import from_tagged
@@ -137,12 +136,14 @@ def _read_raw(
             ):
                 at = 0
                 for piece in response.iter_raw():
+                    if at + len(piece) > len(buffer):
+                        raise StorageError(f"{path} came longer than announced")
                     buffer[at : at + len(piece)] = piece
                     at += len(piece)
                     advance(len(piece))
             if at == len(buffer):
                 return values
-        except httpx.TransportError as exc:
+        except (httpx.HTTPError, UnavailableError) as exc:
             if attempt + 1 == TRIES:
                 raise UnavailableError(f"the connection broke while {path} was read: {exc}") from exc
     raise UnavailableError(f"{path} came shorter than announced, {TRIES} times")
@@ -152,7 +153,7 @@ def _read_text(
     http: Http, path: str, params: dict[str, str], dtype: np.dtype[Any], shape: tuple[int, ...]
 ) -> np.ndarray[Any, Any]:
     response = http.request("GET", path, params=params, headers={"Accept": JSON})
-    listed = msgspec.json.decode(response.content)
+    listed = decoded(response)
     values = np.empty(shape, dtype=object)
     values[...] = np.array(listed, dtype=object).reshape(shape)
     return values.astype(dtype)

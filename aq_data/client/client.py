@@ -11,10 +11,10 @@ import msgspec
 
 from aq_data.client.connections import Source, release
 from aq_data.client.datafile import DataFile, Hits
-from aq_data.client.http import Body, Http
+from aq_data.client.http import TRIES, Body, Http, decoded
 from aq_data.client.outgoing import OutgoingArray, OutgoingFile, outgoing_arrays, outgoing_files
 from aq_data.client.progress import progress
-from aq_data.errors import ValidationError
+from aq_data.errors import NotFoundError, UnavailableError, ValidationError
 from aq_data.models.datafile import TYPED_FIELDS, check_id, make_id
 from aq_data.models.values import format_instant, from_tagged, to_tagged
 from aq_data.wire.codec import JSON, MultipartBody, Part
@@ -86,7 +86,7 @@ class Client:
         else:
             body = _form(encoded, arrays, attached)
         response = self._http.request("POST", DATAFILES, body)
-        return self._file(msgspec.json.decode(response.content))
+        return self._file(decoded(response))
 
     def get(self, id: str, include_deleted: bool = False) -> DataFile:
         """The DataFile of an id; NotFoundError when there is none, or (code `deleted`) only a tombstone."""
@@ -105,7 +105,17 @@ class Client:
     def delete(self, id: str, revision: int | None = None) -> None:
         """Turn the DataFile into a tombstone. Its bytes stay until `aq-data gc --delete`."""
         headers = {} if revision is None else {"If-Match": f'"{revision}"'}
-        self._http.json("DELETE", datafile_path(id), headers=headers, repeatable=False)
+        for attempt in range(TRIES):
+            try:
+                self._http.json("DELETE", datafile_path(id), headers=headers, repeatable=False)
+                return
+            except NotFoundError as exc:
+                if attempt and exc.code == "deleted":
+                    return  # by the try before, whose answer was lost
+                raise
+            except UnavailableError:
+                if revision is not None or attempt + 1 == TRIES:
+                    raise
 
     def search(
         self,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import httpx
 
 from aq_data.client.http import TIMEOUT, Http
-from aq_data.errors import UnavailableError
+from aq_data.errors import AqDataError, UnavailableError
 from aq_data.wire.routes import SERVER_NAME, datafile_path
 
 __all__ = ["Source", "open_server", "release"]
@@ -31,9 +31,12 @@ def open_server(target: str, token: str | None) -> Http:
     http = Http(httpx.Client(base_url=target, headers=request_headers(token), timeout=TIMEOUT))
     try:
         answer = http.request("GET", "/healthz")
-    except BaseException:
+    except UnavailableError:
         http.client.close()
         raise
+    except AqDataError as exc:
+        http.client.close()
+        raise UnavailableError(f"what answers at {target} is not an aq-data server; `aq-data serve` starts one") from exc
     if answer.headers.get("server") != SERVER_NAME:
         http.client.close()
         raise UnavailableError(f"what answers at {target} is not an aq-data server; `aq-data serve` starts one")

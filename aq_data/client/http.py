@@ -13,7 +13,7 @@ import msgspec
 
 from aq_data.errors import AqDataError, StorageError, UnavailableError, error_from_code
 
-__all__ = ["TIMEOUT", "Body", "Http"]
+__all__ = ["TIMEOUT", "Body", "Http", "decoded"]
 
 TIMEOUT = httpx.Timeout(300.0, connect=5.0)
 """A large save may spend minutes becoming durable before its answer begins."""
@@ -52,6 +52,8 @@ class Http:
         response = self._send(method, path, None, options)
         try:
             yield response
+        except httpx.HTTPError as exc:
+            raise UnavailableError(f"the connection broke while {method} {path} was answered: {exc}") from exc
         finally:
             response.close()
 
@@ -64,7 +66,7 @@ class Http:
             try:
                 response.read()
                 return response
-            except httpx.TransportError as exc:
+            except httpx.HTTPError as exc:
                 response.close()
                 if attempt + 1 == TRIES or not repeatable:
                     raise UnavailableError(f"the connection broke while {method} {path} was answered: {exc}") from exc
@@ -85,7 +87,7 @@ class Http:
             options["content"] = msgspec.json.encode(content)
             options["headers"].setdefault("Content-Type", "application/json")
         response = self.request(method, path, repeatable=repeatable, **options)
-        return msgspec.json.decode(response.content) if response.content else None
+        return None if response.status_code == httpx.codes.NO_CONTENT else decoded(response)
 
     def _send(
         self, method: str, path: str, body: Body | None, options: Mapping[str, Any], repeatable: bool = True
@@ -94,7 +96,7 @@ class Http:
             last = attempt + 1 == TRIES
             try:
                 response = self.client.send(self._build(method, path, body, options), stream=True)
-            except (httpx.TransportError, httpx.InvalidURL) as exc:
+            except (httpx.HTTPError, httpx.InvalidURL) as exc:
                 not_sent = isinstance(exc, (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout))
                 if last or isinstance(exc, (httpx.UnsupportedProtocol, httpx.InvalidURL)) or not (repeatable or not_sent):
                     unknown = "" if repeatable or not_sent else "; whether it was done is unknown, read again to see"
@@ -107,7 +109,7 @@ class Http:
                 response.close()
                 _pause(attempt, retry_after)
                 continue
-            if response.status_code >= 400:
+            if not response.is_success:
                 raise self._error(response)
             return response
         raise AssertionError("unreachable")
@@ -126,7 +128,7 @@ class Http:
         try:
             response.read()
             problem = msgspec.json.decode(response.content, type=_Problem)
-        except (httpx.TransportError, msgspec.DecodeError):
+        except (httpx.HTTPError, msgspec.DecodeError):
             return StorageError(f"{response.request.method} {response.request.url} was answered {response.status_code}")
         finally:
             response.close()
@@ -134,6 +136,14 @@ class Http:
         if response.status_code >= 500 and problem.request_id:
             message += f" (request {problem.request_id})"
         return error_from_code(problem.code, message, problem.details)
+
+
+def decoded(response: httpx.Response) -> Any:
+    """The JSON of an answer; StorageError when something other than aq-data gave it."""
+    try:
+        return msgspec.json.decode(response.content)
+    except msgspec.DecodeError as exc:
+        raise StorageError(f"{response.request.url} was not answered by aq-data: {exc}") from exc
 
 
 def _pause(attempt: int, retry_after: str | None) -> None:

@@ -148,16 +148,21 @@ def _declare(entry: _Entry, chunks: Mapping[str, Sequence[int]], codec: str | No
 
 
 def _values(entry: _Entry) -> np.ndarray[Any, Any]:
+    if getattr(getattr(entry.values, "dtype", None), "tz", None) is not None:
+        raise _unsupported(entry.name, "instants with a time zone, which NumPy has no dtype for; convert them to UTC first")
     source = getattr(entry.values, "values", entry.values)
     if isinstance(source, np.ma.MaskedArray):
         raise _unsupported(entry.name, "a masked array; fill it first, with NaN where the mask is")
-    values = np.asarray(source)
-    if values.dtype.kind == "O":
-        if values.size and not isinstance(source, np.ndarray) and not isinstance(values.flat[0], str):
-            raise _unsupported(entry.name, "a ragged or mixed list")
-        wrong = next((item for item in values.flat if not isinstance(item, str)), None)
-        if wrong is not None:
-            raise _unsupported(entry.name, f"objects that are not strings, such as a {type(wrong).__name__}")
+    try:
+        values = np.asarray(source)
+    except ValueError as exc:
+        raise _unsupported(entry.name, "a ragged or mixed list") from exc
+    if values.dtype.kind in "OT":
+        for item in values.flat:
+            if not isinstance(item, str):
+                what = "a ragged or mixed list" if isinstance(item, (list, tuple)) else f"such as a {type(item).__name__}"
+                raise _unsupported(entry.name, f"objects that are not strings, {what}")
+        return values if values.dtype.kind == "O" else values.astype(np.dtypes.StringDType())
     return little_endian(values)
 
 

@@ -40,6 +40,14 @@ class NewArray(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chunks: tuple[int, ...] | None = None
     codec: Literal["zstd", "lz4", "none"] = "zstd"
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values as declared; 0 for variable-length text and for dtypes that are refused anyway."""
+        try:
+            return math.prod(self.shape) * np.dtype(self.dtype).itemsize if self.dtype not in (STRING, "|T16") else 0
+        except (TypeError, ValueError, SyntaxError):
+            return 0
+
 
 class ArrayInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """An array as it is stored: `NewArray` with everything decided. `nbytes` counts the values uncompressed."""
@@ -140,7 +148,9 @@ def check_arrays(arrays: tuple[NewArray, ...]) -> None:
 
 def _check_shape(array: NewArray, dtype: np.dtype[Any]) -> None:
     where = f"array {array.name!r}"
-    if len(array.shape) > MAX_AXES or any(n < 0 for n in array.shape) or math.prod(array.shape) > MAX_ELEMENTS:
+    # An axis of length 0 counts as 1: chunk arithmetic must be able to hold the others all the same.
+    elements = math.prod(max(1, n) for n in array.shape)
+    if len(array.shape) > MAX_AXES or any(n < 0 for n in array.shape) or elements > MAX_ELEMENTS:
         raise ValidationError(f"{where}: shape {array.shape} must have at most {MAX_AXES} axes of 0 or more elements")
     if array.dims is not None and len(array.dims) != len(array.shape):
         raise ValidationError(f"{where}: {len(array.dims)} dims were named for {len(array.shape)} axes")

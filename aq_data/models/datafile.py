@@ -135,7 +135,7 @@ def check_id(text: str) -> DataFileId:
     """The canonical form of a client's id; ValidationError unless it is a UUIDv7."""
     canonical = text.lower()
     if not _UUID7.fullmatch(canonical):
-        raise ValidationError(f"id {text[:60]!r} is not a UUIDv7; leave it out and one is made", code="invalid")
+        raise ValidationError(f"id {text[:60]!r} is not a UUIDv7", code="invalid")
     return canonical
 
 
@@ -157,7 +157,10 @@ def _checked_fields(typed: Typed) -> dict[str, Any]:
         if text is not None:
             changes[field] = format_instant(parse_instant(text, field))
     changes["tags"] = list(dict.fromkeys(typed.tags))
-    changes["derived_from"] = [check_id(other) for other in typed.derived_from]
+    try:
+        changes["derived_from"] = [check_id(other) for other in typed.derived_from]
+    except ValidationError as exc:
+        raise ValidationError(f"derived_from takes ids of DataFiles: {exc}") from exc
     return changes
 
 

@@ -97,7 +97,7 @@ class _Parser:
         if key == "$not":
             return Not(self.filter(value, depth + 1))
         if key not in ("$and", "$or", "$nor"):
-            raise QueryError(f"unknown operator {key!r}; on filters there are $and, $or, $nor and $not", operator=key)
+            raise QueryError(f"unknown operator {key[:40]!r}; on filters there are $and, $or, $nor and $not", operator=key)
         if not isinstance(value, list) or not value:
             raise QueryError(f"{key} takes a list of filters, not {_shown(value)}", operator=key)
         children = tuple(self.filter(item, depth + 1) for item in value)
@@ -143,7 +143,7 @@ class _Parser:
                 raise QueryError(f"{name}: $not takes an object of operators, not {_shown(operand)}", operator=op)
             return Not(self.conditions(path, name, operand, depth + 1))
         known = "$eq $ne $gt $gte $lt $lte $in $nin $exists $not"
-        raise QueryError(f"{name}: unknown operator {op!r}; there are {known}", operator=op)
+        raise QueryError(f"{name[:80]}: unknown operator {op[:40]!r}; there are {known}", operator=op)
 
     def equal(self, path: str, name: str, value: Any) -> Node:
         kind, comparable = self.operand(path, name, value)

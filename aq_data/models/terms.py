@@ -113,10 +113,10 @@ def _scalar(value: Any, path: str) -> tuple[Kind, int | float | str | bytes] | N
     if isinstance(value, bool):
         return "bool", int(value)
     if isinstance(value, int):
-        return ("number", value) if -(1 << 63) <= value < 1 << 63 else ("whole", _digest(b"n%d" % value))
+        return ("number", value) if -(1 << 63) <= value < 1 << 63 else ("whole", _digest(b"n%x" % value))
     if isinstance(value, float):
         # Whole and beyond 64 bits it may equal an integer that no database holds: both are known by the same digest.
-        return ("number", value) if abs(value) < 1 << 63 or value == -(1 << 63) else ("whole", _digest(b"n%d" % int(value)))
+        return ("number", value) if abs(value) < 1 << 63 or value == -(1 << 63) else ("whole", _digest(b"n%x" % int(value)))
     if isinstance(value, str):
         if path in DATE_FIELDS:
             return "date", _microseconds(value, path)

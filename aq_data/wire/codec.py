@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
+from urllib.parse import quote
 
 import numpy as np
 
@@ -40,6 +41,8 @@ Buffer = bytes | memoryview
 
 def little_endian(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """`array` with little-endian items; the same object when it is already so."""
+    if array.dtype.kind in "OT":
+        return array  # text of variable length has no byte order
     little = array.dtype.newbyteorder("<")
     return array if array.dtype == little else array.astype(little)
 
@@ -115,9 +118,9 @@ class MultipartBody:
     def _head(self, part: Part) -> bytes:
         disposition = f'form-data; name="{part.name}"'
         if part.filename is not None:
-            # The escapes of the HTML standard, which parsers of form data undo.
+            # The plain form cannot tell `%22` from a quote; the extended one (RFC 5987) holds the name exactly.
             name = part.filename.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
-            disposition += f'; filename="{name}"'
+            disposition += f"; filename=\"{name}\"; filename*=UTF-8''{quote(part.filename, safe='')}"
         return (
             f"--{self._boundary}\r\nContent-Disposition: {disposition}\r\n"
             f"Content-Type: {part.content_type}\r\nContent-Length: {part.length}\r\n\r\n"

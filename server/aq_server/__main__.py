@@ -127,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ModuleNotFoundError as exc:
         if exc.name is None or exc.name.startswith(("aq_data", "aq_server")):
             raise
-        print(f"aq-data: {exc.name} is not installed; pip install 'aq-data[server]' has everything", file=sys.stderr)
+        print(f"aq-data: {exc.name} is not installed; pip install 'aq-data[server,netcdf]' has everything", file=sys.stderr)
         return _EXIT_ERROR
     except BrokenPipeError:
         sys.stderr.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,10 +12,12 @@ from typing import Any
 
 from litestar import Litestar
 from litestar.di import Provide
+from litestar.enums import ScopeType
 from litestar.middleware.rate_limit import RateLimitConfig
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.types import ASGIApp
+from litestar.routes import HTTPRoute
+from litestar.types import ASGIApp, Receive, Scope, Send
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from aq_data.storage.arrays.folder import FolderBlobs
@@ -112,8 +115,38 @@ def build_app(config: ServerConfig, stores: Stores, *, ask_for_tokens: bool) -> 
         logging_config=None,
         request_max_body_size=1 << 20,  # of routes that read no body; the others limit their own
     )
-    guarded = Guard(app, stores.tokens.check if ask_for_tokens else None, (config.host, *config.allowed_hosts))
+    guarded = Guard(
+        _answering_options(app), stores.tokens.check if ask_for_tokens else None, (config.host, *config.allowed_hosts)
+    )
     return Application(Observer(guarded, registry), app)
+
+
+def _answering_options(app: Litestar) -> ASGIApp:
+    """`app`, with OPTIONS answered from all handlers of an address; Litestar's own answer names only the first of them."""
+    methods: dict[str, set[str]] = {}
+    for route in app.routes:
+        if isinstance(route, HTTPRoute):
+            methods.setdefault(route.path_format, set()).update(map(str, route.methods))
+    # A key of the Zarr view has slashes, every other part of an address has none.
+    patterns = [
+        (re.compile(re.sub(r"\{key\}", ".+", re.sub(r"\{(?!key\})[^}]+\}", "[^/]+", path))), allowed | {"OPTIONS"})
+        for path, allowed in methods.items()
+    ]
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        allowed: set[str] = set()
+        if scope["type"] == ScopeType.HTTP and scope.get("method") == "OPTIONS":
+            allowed = next((names for pattern, names in patterns if pattern.fullmatch(scope["path"])), set())
+        if not allowed:
+            await app(scope, receive, send)
+            return
+        if "GET" in allowed:
+            allowed = allowed | {"HEAD"}
+        headers = [(b"allow", ", ".join(sorted(allowed)).encode("ascii"))]
+        await send({"type": "http.response.start", "status": 204, "headers": headers})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    return answer
 
 
 def _constant(value: Any) -> Any:

@@ -89,11 +89,18 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     for name, text in environ.items():
         if name.startswith("AQ_DATA_") and "__" in name:
             table, _, key = name.removeprefix("AQ_DATA_").lower().partition("__")
-            tables.setdefault(table, {})[key] = json.loads(text) if text.startswith("[") else text
+            tables.setdefault(table, {})[key] = _list(name, text) if text.startswith("[") else text
     where = "in the environment (AQ_DATA_<TABLE>__<KEY>)"
     # Text is all an environment has: here, and only here, "8000" may stand for a number.
     typed: dict[str, dict[str, Any]] = msgspec.to_builtins(_convert(tables, where, strict=False))
     return {table: {key: typed[table][key] for key in values} for table, values in tables.items()}
+
+
+def _list(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as exc:
+        raise ConfigError(f"{name} in the environment is not a JSON list: {exc}") from exc
 
 
 def load_config(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]) -> Config:

@@ -8,7 +8,7 @@ import re
 import secrets
 import sys
 import time
-from typing import Any
+from typing import Any, cast
 
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
@@ -84,7 +84,8 @@ class Observer:
         is_head = scope["method"] == "HEAD"
         if is_head:
             # HEAD is answered as GET without its body, on every route alike.
-            scope["method"] = "GET"
+            # A copy: the HTTP server looks at its own scope to know that no body may follow.
+            scope = cast(Scope, {**scope, "method": "GET"})
         status, started = 500, time.perf_counter()
 
         async def observed(message: Message) -> None:
@@ -101,7 +102,7 @@ class Observer:
             await self._app(scope, receive, observed)
         finally:
             elapsed = time.perf_counter() - started
-            method, route = ("HEAD" if is_head else str(scope["method"])), _route(scope["path"])
+            method, route = ("HEAD" if is_head else str(scope.get("method"))), _route(scope["path"])
             self._requests.labels(method, route, status).inc()
             self._seconds.labels(method, route).observe(elapsed)
             fields = {"request_id": request_id, "method": method, "path": scope["path"], "status": status}

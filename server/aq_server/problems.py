@@ -15,6 +15,7 @@ from aq_data.errors import (
     AuthenticationError,
     ForbiddenError,
     NotFoundError,
+    RangeError,
     RateLimitError,
     TooLargeError,
     UnavailableError,
@@ -101,9 +102,11 @@ def problem_headers(exc: Exception, status: int) -> dict[str, str]:
         headers["Retry-After"] = RETRY_AFTER
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="aq-data"'
-    allow = getattr(exc, "headers", None) or {}
-    if status == 405 and "Allow" in allow:
-        headers["Allow"] = allow["Allow"]
+    if status == 416 and isinstance(exc, RangeError):
+        headers["Content-Range"] = f"bytes */{exc.details['size']}"
+    if status == 405:
+        own = {name.lower(): value for name, value in (getattr(exc, "headers", None) or {}).items()}
+        headers["Allow"] = own.get("allow", "")
     return headers
 
 

@@ -69,8 +69,10 @@ def test_an_id_in_capitals_is_the_same_id():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "x", "../../etc/passwd", str(uuid.UUID(int=0)), "6ba7b810-9dad-11d1-80b4-00c04fd430c8", "6ba7b810-9dad-41d1-80b4-00c04fd430c8",
-     ID + "0", " " + ID, ID + "\n", ID.replace("-", ""), "{" + ID + "}", "urn:uuid:" + ID, ID[:19] + "c" + ID[20:], "0" * 10_000,
+    ["", "x", "../../etc/passwd", str(uuid.UUID(int=0)), "6ba7b810-9dad-11d1-80b4-00c04fd430c8",
+     "6ba7b810-9dad-41d1-80b4-00c04fd430c8",
+     ID + "0", " " + ID, ID + "\n", ID.replace("-", ""), "{" + ID + "}", "urn:uuid:" + ID, ID[:19] + "c" + ID[20:],
+     "0" * 10_000,
      ID.replace("0", "٠"), "K" * 36],
     ids=lambda text: ascii(text[:45]),
 )  # fmt: skip
@@ -190,8 +192,10 @@ def test_arrays_never_change():
 @pytest.mark.parametrize(
     "patch",
     [{"colour": "red"}, {"Name": "x"}, {"": 1}, {"name": 1}, {"tags": "a"}, {"tags": [1]}, {"flag": "pink"}, {"kind": "x"},
-     {"starred": 1}, {"metadata": []}, {"metadata": {"a": {"$float": "x"}}}, {"measured_at": "yesterday"}, {"measured_at": 1},
-     {"derived_from": ["x"]}, {"identifiers": {"a": 1}}, {"instruments": {"vna": 1}}, {"attrs": {"aq_data": 1}}, {"device": 1}],
+     {"starred": 1}, {"metadata": []}, {"metadata": {"a": {"$float": "x"}}}, {"measured_at": "yesterday"},
+      {"measured_at": 1},
+     {"derived_from": ["x"]}, {"identifiers": {"a": 1}}, {"instruments": {"vna": 1}}, {"attrs": {"aq_data": 1}},
+      {"device": 1}],
     ids=str,
 )  # fmt: skip
 def test_a_patch_that_does_not_fit_is_refused(patch):
@@ -228,9 +232,7 @@ def test_dates_are_kept_in_utc_with_microseconds(given_text, kept):
     assert [new.measured_at, new.cooldown, patched.measured_at, patched.cooldown] == [kept] * 4
 
 
-@pytest.mark.parametrize(
-    "text", ["", "yesterday", "2026-02-30", "31.01.2026", "1700000000", "0001-01-01T00:00:00+14:00", "2026-01-31T08"[:5]]
-)
+@pytest.mark.parametrize("text", ["", "yesterday", "2026-02-30", "31.01.2026", "1700000000", "0001-01-01T00:00:00+14:00"])
 def test_what_is_no_date_is_refused_naming_the_field(text):
     with pytest.raises(ValidationError, match="measured_at"):
         check_new(NewDataFile(measured_at=text))

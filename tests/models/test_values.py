@@ -146,7 +146,8 @@ class Level(enum.IntEnum):
 
 def test_common_python_objects_become_their_plain_equals():
     one = uuid.UUID(int=1)
-    tagged = to_tagged({"tuple": (1, 2), "set": {1}, "colour": Colour.RED, 7: Level.HIGH, Level.HIGH: pathlib.PurePosixPath("a/b"),
+    tagged = to_tagged({"tuple": (1, 2), "set": {1}, "colour": Colour.RED, 7: Level.HIGH,
+    Level.HIGH: pathlib.PurePosixPath("a/b"),
                         "id": one, "day": date(2026, 1, 31), "buffer": bytearray(b"a"), np.int64(9): None})  # fmt: skip
     assert tagged == {"tuple": [1, 2], "set": [1], "colour": "red", "7": 3, "3": "a/b", "id": str(one),
                       "day": {"$date": "2026-01-31T00:00:00.000000Z"}, "buffer": {"$bytes": "YQ=="}, "9": None}  # fmt: skip
@@ -195,13 +196,16 @@ def test_what_json_cannot_carry_is_refused_at_its_place(name):
 MALFORMED = [
     {"$float": "nan"}, {"$float": "inf"}, {"$float": "+Infinity"}, {"$float": 1}, {"$float": 1.5}, {"$float": None},
     {"$float": ["NaN"]}, {"$float": {}}, {"$float": {"$float": "NaN"}},
-    {"$complex": 1}, {"$complex": None}, {"$complex": []}, {"$complex": [1]}, {"$complex": [1, 2, 3]}, {"$complex": ["1", 2]},
+    {"$complex": 1}, {"$complex": None}, {"$complex": []}, {"$complex": [1]}, {"$complex": [1, 2, 3]},
+     {"$complex": ["1", 2]},
     {"$complex": [True, 1]}, {"$complex": [None, 1]}, {"$complex": {"re": 1, "im": 2}}, {"$complex": [{"$float": "x"}, 1]},
-    {"$complex": [{"$float": []}, 1]}, {"$complex": [{"$date": "2026-01-01"}, 1]}, {"$complex": [[1], 1]}, {"$complex": [10**400, 0]},
+    {"$complex": [{"$float": []}, 1]}, {"$complex": [{"$date": "2026-01-01"}, 1]}, {"$complex": [[1], 1]},
+     {"$complex": [10**400, 0]},
     {"$date": 1}, {"$date": None}, {"$date": ""}, {"$date": "yesterday"}, {"$date": "2026-13-01"}, {"$date": "2026-02-30"},
     {"$date": "2026-01-01T25:00"}, {"$date": "0001-01-01T00:00:00+14:00"}, {"$date": "9999-12-31T23:59:59-12:00"},
     {"$date": ["2026-01-01"]}, {"$date": {}}, {"$date": "١٢٣٤-01-01"},
-    {"$bytes": 1}, {"$bytes": None}, {"$bytes": "a"}, {"$bytes": "YQ"}, {"$bytes": "Y Q=="}, {"$bytes": "YQ==\n"}, {"$bytes": "é"},
+    {"$bytes": 1}, {"$bytes": None}, {"$bytes": "a"}, {"$bytes": "YQ"}, {"$bytes": "Y Q=="}, {"$bytes": "YQ==\n"},
+     {"$bytes": "é"},
     {"$bytes": []}, {"$bytes": {}},
     {"$literal": 1}, {"$literal": None}, {"$literal": []}, {"$literal": "x"}, {"$literal": {"a": {"$float": "x"}}},
     {"$literal": {"$float": {"$float": "x"}}},

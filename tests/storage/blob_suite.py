@@ -180,15 +180,16 @@ class BlobStoreTests:
     def test_nothing_stands_under_the_key_of_an_upload_until_it_is_finished(self, open_store):
         async def body(store):
             upload = await store.upload("id/1/files/k")
-            for piece in (b"one ", b"", b"two"):
-                await upload.write(piece)
-                with pytest.raises(NotFoundError):
-                    await store.get("id/1/files/k")
-                with pytest.raises(NotFoundError):
-                    await store.size("id/1/files/k")
-            await upload.finish()
-            assert await store.get("id/1/files/k") == b"one two"
-            await upload.discard()
+            try:
+                for piece in (b"one ", b"", b"two"):
+                    await upload.write(piece)
+                    with pytest.raises(NotFoundError):
+                        await store.get("id/1/files/k")
+                    with pytest.raises(NotFoundError):
+                        await store.size("id/1/files/k")
+                await upload.finish()
+            finally:
+                await upload.discard()
             assert await store.get("id/1/files/k") == b"one two", "discard after finish does nothing"
 
         within(open_store, body)

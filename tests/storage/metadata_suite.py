@@ -121,13 +121,15 @@ TEXTS = [
     "1",
     "2026-01-01",
 ]
-NUMBERS = [0, 1, -1, 2, 1.0, 1.5, -0.0, 2**53, 2**53 + 1, float(2**53), 2**63 - 1, -(2**63), 2**63, 2**70, -(2**70), 1e300, 5e-324,
+NUMBERS = [0, 1, -1, 2, 1.0, 1.5, -0.0, 2**53, 2**53 + 1, float(2**53), 2**63 - 1, -(2**63), 2**63, 2**70, -(2**70),
+1e300, 5e-324,
            {"$float": "Infinity"}, {"$float": "-Infinity"}]  # fmt: skip
 DATES = [
     {"$date": text}
     for text in ("2026-01-01", "2026-01-01T00:00:00Z", "1969-12-31T23:59:59.999999Z", "9999-12-31", "0001-01-01")
 ]
-OTHERS = [None, True, False, {"$float": "NaN"}, {"$complex": [1, 2]}, {"$complex": [2.0, {"$float": "NaN"}]}, {"$bytes": "YQ=="},
+OTHERS = [None, True, False, {"$float": "NaN"}, {"$complex": [1, 2]}, {"$complex": [2.0, {"$float": "NaN"}]},
+{"$bytes": "YQ=="},
           {"$literal": {"$float": 1}}, {}, []]  # fmt: skip
 KEYS = ["a", "b", "a.b", "c\\d"]
 
@@ -503,7 +505,8 @@ class MetadataStoreTests:
 
     @pytest.mark.parametrize(
         "cursor",
-        ["", "x", "é", "!!!!", "AAAA", "bnVsbA", "W10", "WyJuYW1lIiwgZmFsc2UsICIiLCAxXQ", "=" * 100, "A" * 100_000, "WzEsMiwzLDRd",
+        ["", "x", "é", "!!!!", "AAAA", "bnVsbA", "W10", "WyJuYW1lIiwgZmFsc2UsICIiLCAxXQ", "=" * 100, "A" * 100_000,
+         "WzEsMiwzLDRd",
          "WyJuYW1lIixmYWxzZSwiMmYiLDFd",  # ["name",false,"2f",1]
          "WyJuYW1lIixmYWxzZSwiMmYwMCIsMV0",  # ["name",false,"2f00",1]
          "WyJuYW1lIixmYWxzZSwiM3NhIiwxMDAwMDAwMDAwMDAwMDAwMDAwMDAwXQ",  # ["name",false,"3sa",10**24]
@@ -574,7 +577,7 @@ class MetadataStoreTests:
             {"$or": [{f"k{i}": i} for i in range(200)] + [{"a": 0}]},
             {"$and": [{"a": {"$ne": i}} for i in range(1, 200)]},
             {f"k{i}": None for i in range(60)},
-            {"$nor": [{f"k{i}": {"$exists": True}} for i in range(200)]},
+            {"$nor": [{f"k{i}": {"$exists": True}} for i in range(60)]},
         ],
         ids=lambda query: ascii(query)[:40],
     )

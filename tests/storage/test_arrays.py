@@ -187,6 +187,22 @@ def test_every_dtype_comes_back_bit_for_bit_from_several_chunks(dtype):
     run_with(MemoryBlobs(), body)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("codec", ["zstd", "none"])
+def test_a_scalar_of_every_dtype_comes_back_bit_for_bit(dtype, codec):
+    """Among them texts shorter than their dtype, as one entry of a text coordinate is."""
+
+    async def body(arrays):
+        candidates = [make_values(dtype, (), seed) for seed in range(3)]
+        if parse_dtype(dtype, "x").kind in "US":
+            candidates += [np.array(text, dtype=dtype) for text in ("", "a")]
+        for values in candidates:
+            [info] = await save(arrays, [(NewArray("x", dtype, (), codec=codec), values)])
+            assert same_bits(await arrays.read(PREFIX, info, whole(())), values)
+
+    run_with(MemoryBlobs(), body)
+
+
 @settings(max_examples=40)
 @given(array_cases(), st.data())
 def test_arrays_buffered_in_files_come_back_equal(case, data):
@@ -241,7 +257,8 @@ def test_a_stream_that_is_left_early_leaves_nothing_running():
 @given(st.lists(array_cases(), min_size=1, max_size=3))
 def test_zarr_python_reads_the_same_values_dims_and_attributes(cases):
     named = [
-        (msgspec.structs.replace(new, name=f"n{i}", dims=tuple(f"d{i}_{j}" for j in range(len(new.shape))), attrs={"units": "V", "n": i}), values)
+        (msgspec.structs.replace(new, name=f"n{i}", dims=tuple(f"d{i}_{j}" for j in range(len(new.shape))),
+         attrs={"units": "V", "n": i}), values)
         for i, (new, values) in enumerate(cases)
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

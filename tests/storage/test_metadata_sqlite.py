@@ -18,31 +18,36 @@ from aq_data.storage.metadata._connection import translate
 from aq_data.storage.metadata.sqlite import SqliteStore
 
 
-class EveryPlan:
-    """Sorting what matches in memory, walking the index in order, and both on one search."""
-
-    @pytest.fixture(params=["collect", "walk", "in turns"])
-    def plan(self, request, monkeypatch):
-        if request.param == "collect":
-            return lambda: None
-        thresholds = itertools.cycle([0] if request.param == "walk" else [0, sqlite.COLLECT])
-        return lambda: monkeypatch.setattr(sqlite, "COLLECT", next(thresholds))
+def plan_of(name, monkeypatch):
+    """Makes the store sort what matches in memory, walk the index in order, or one after the other."""
+    if name == "collect":
+        return lambda: None
+    thresholds = itertools.cycle([0] if name == "walk" else [0, sqlite.COLLECT])
+    return lambda: monkeypatch.setattr(sqlite, "COLLECT", next(thresholds))
 
 
-class TestFile(EveryPlan, DurableMetadataStoreTests):
+class TestFile(DurableMetadataStoreTests):
     """A database in a file, to which any number of stores may be open."""
 
     @pytest.fixture
     def open_store(self, tmp_path):
         return lambda name: SqliteStore(tmp_path / f"{name}.sqlite")
 
+    @pytest.fixture(params=["collect", "walk", "in turns"])
+    def plan(self, request, monkeypatch):
+        return plan_of(request.param, monkeypatch)
 
-class TestMemory(EveryPlan, MetadataStoreTests):
+
+class TestMemory(MetadataStoreTests):
     """A database that goes with its store."""
 
     @pytest.fixture
     def open_store(self):
         return lambda name: SqliteStore(None)
+
+    @pytest.fixture
+    def plan(self, monkeypatch):
+        return plan_of("in turns", monkeypatch)
 
 
 @pytest.fixture

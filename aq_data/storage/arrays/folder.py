@@ -17,7 +17,9 @@ from aq_data.storage.arrays.workers import Workers
 
 __all__ = ["FolderBlobs", "translate"]
 
-_TRANSIENT = {"EAGAIN", "EBUSY", "EDQUOT", "EHOSTDOWN", "EIO", "EMFILE", "ENFILE", "ENOSPC", "ESTALE", "ETIMEDOUT", "EROFS"}
+_TRANSIENT = frozenset(
+    "EAGAIN EBUSY EDQUOT EHOSTDOWN EIO EMFILE ENFILE ENOSPC ENOTEMPTY ESTALE ETIMEDOUT EROFS".split()  # noqa: SIM905
+)
 
 
 def translate(exc: OSError, key: str) -> AqDataError:
@@ -37,6 +39,8 @@ def _border(key: str) -> Iterator[None]:
         raise translate(exc, key) from exc
 
 
+RACES = 20
+"""How often an operation starts over when another process removed or added a file under its hands."""
 OPEN_FILES = 64
 """Files held open at a time while a batch is written."""
 
@@ -48,7 +52,9 @@ def _writing(key: str) -> Iterator[None]:
         yield
     except OSError as exc:
         error = translate(exc, key)
-        if isinstance(error, NotFoundError):
+        if isinstance(exc, FileNotFoundError):
+            error = UnavailableError(f"the folder of {key!r} was removed while it was written; send it again")
+        elif isinstance(error, NotFoundError):
             error = StorageError(f"the blob store cannot write {key!r}: {exc.strerror or exc}")
         raise error from exc
 
@@ -100,7 +106,7 @@ class FolderBlobs(BlobStore):
 
     async def settle(self, prefix: str) -> None:
         def sync_directories() -> None:
-            with _border(prefix):
+            with _writing(prefix):
                 for directory, _, _ in os.walk(self._path(prefix), topdown=False, onerror=_refuse):
                     _sync_directory(directory)
                 above = Path(self._path(prefix))
@@ -142,18 +148,13 @@ class FolderBlobs(BlobStore):
 
         def swap() -> None:
             with _writing(key):
-                try:
-                    descriptor = _create(temporary)
+                for _ in range(RACES):
                     try:
-                        _write_all(descriptor, data)
-                        os.fsync(descriptor)
-                    finally:
-                        os.close(descriptor)
-                    Path(temporary).replace(path)
-                except BaseException:
-                    Path(temporary).unlink(missing_ok=True)
-                    raise
-                _sync_directory(os.path.dirname(path))
+                        _replace(path, temporary, data)
+                        return
+                    except FileNotFoundError:
+                        continue  # the temporary file was collected as an orphan
+                _replace(path, temporary, data)
 
         await self._workers.run(swap)
 
@@ -171,6 +172,11 @@ class FolderBlobs(BlobStore):
         return await self._workers.run(names)
 
     def _entries(self, prefix: str) -> Iterator[BlobEntry]:
+        alone = Path(self._path(prefix))
+        if alone.is_file():
+            stat = alone.stat()
+            yield BlobEntry(prefix, stat.st_size, stat.st_mtime)
+            return
         for directory, _, names in os.walk(self._path(prefix), onerror=_refuse):
             for name in names:
                 path = os.path.join(directory, name)
@@ -193,7 +199,7 @@ class FolderBlobs(BlobStore):
             path = self._path(prefix)
             with _border(prefix):
                 try:
-                    shutil.rmtree(path)
+                    _remove_tree(path)
                 except NotADirectoryError:
                     os.unlink(path)
                 except FileNotFoundError:
@@ -218,6 +224,33 @@ class FolderBlobs(BlobStore):
     async def close(self) -> None:
         # Waits on this thread: at the end of the interpreter no other can be started.
         self._workers.close()
+
+
+def _replace(path: str, temporary: str, data: Buffer) -> None:
+    try:
+        descriptor = _create(temporary)
+        try:
+            _write_all(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_directory(os.path.dirname(path))
+
+
+def _remove_tree(path: str) -> None:
+    """Remove a folder, also one in which somebody who is about to be refused is still writing."""
+    for _ in range(RACES):
+        try:
+            shutil.rmtree(path)
+            return
+        except OSError as exc:
+            if exc.errno != errno.ENOTEMPTY:
+                raise
+    shutil.rmtree(path)
 
 
 def _create(path: str) -> int:
@@ -275,8 +308,9 @@ class _FileUpload(Upload):
 
     async def discard(self) -> None:
         def forget() -> None:
-            self._close()
-            Path(self._partial).unlink(missing_ok=True)
+            with _writing(self._key):
+                self._close()
+                Path(self._partial).unlink(missing_ok=True)
 
         if self._descriptor is not None:
             await self._workers.run(forget)

@@ -8,6 +8,7 @@ arrays through zarr-python takes 1.4 to 1.9 ms each; zarr-python reads the resul
 from __future__ import annotations
 
 import base64
+import math
 import struct
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -115,7 +116,8 @@ def plain_attributes(attrs: Mapping[str, Any], dtype: np.dtype[Any] | None) -> d
 
     `_FillValue` takes the form that xarray writes and reads in Zarr v3; the exact value is in the metadata copy.
     """
-    plain = {key: _plain(value) for key, value in attrs.items()}
+    own = attrs["$literal"] if tag_of(attrs) == "$literal" else attrs
+    plain = {key: _plain(value) for key, value in own.items()}
     if dtype is not None and "_FillValue" in plain:
         fill = _fill_attribute(plain.pop("_FillValue"), dtype)
         if fill is not None:
@@ -131,6 +133,8 @@ def _plain(value: Any) -> Any:
         if array.dtype.kind in "biuU" or (array.dtype.kind == "f" and np.isfinite(array).all()):
             return array.tolist()
         return value
+    if tag == "$literal":
+        return {key: _plain(item) for key, item in value[tag].items()}
     if tag is None and isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list) else value
@@ -144,11 +148,13 @@ def _fill_attribute(value: Any, dtype: np.dtype[Any]) -> Any:
     elif tag_of(value) == "$ndarray":
         array = np.frombuffer(base64.b64decode(value["$ndarray"]["data"]), dtype=value["$ndarray"]["dtype"])
         value = float(array[0]) if array.size == 1 and array.dtype.kind == "f" else None
+    if isinstance(value, int) and abs(value) >= 1 << 1023:
+        return None
     if dtype.kind == "f" and isinstance(value, (int, float)):
         return base64.b64encode(struct.pack("<d", value)).decode("ascii")
-    if dtype.kind in "iub" and isinstance(value, (int, float)) and value == int(value):
+    if dtype.kind in "iub" and isinstance(value, (int, float)) and math.isfinite(value) and value == int(value):
         return int(value)
-    return value if dtype.kind in "UOT" and isinstance(value, str) else None
+    return value if dtype.kind in "OT" and isinstance(value, str) else None
 
 
 # --- chunks --------------------------------------------------------------------------------------------------------

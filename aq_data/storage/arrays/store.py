@@ -160,8 +160,9 @@ class ArrayWriter:
     async def _wait(self, running: int) -> None:
         while len(self._running) > running:
             done, self._running = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            failures = [error for task in done if (error := task.exception()) is not None]
+            if failures:
+                raise failures[0]
 
 
 def _encoder(values: np.ndarray[Any, Any], where: tuple[slice, ...], info: ArrayInfo) -> Callable[[], bytes]:

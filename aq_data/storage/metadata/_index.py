@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections import Counter
 from typing import Any
 
 import msgspec
 
+from aq_data.errors import AqDataError
 from aq_data.models.terms import KIND_ORDER, Term, terms
 
 __all__ = ["TermIndex"]
+
+log = logging.getLogger("aq_data")
 
 BATCH = 32
 """Records indexed in one transaction: many enough to share pages, few enough to let a save in between."""
@@ -36,7 +40,7 @@ class TermIndex:
         ).fetchall()
         if not rows:
             return through
-        self._put(connection, [(seq, frozenset(terms(msgspec.json.decode(document)))) for seq, document in rows])
+        self._put(connection, [(seq, _terms_of(seq, document)) for seq, document in rows])
         connection.execute("UPDATE progress SET value=? WHERE name='indexed'", (rows[-1][0],))
         return int(rows[-1][0])
 
@@ -48,8 +52,7 @@ class TermIndex:
         """Change the terms of a record to those of its new document; nothing to do when it is not indexed yet."""
         if seq > self.through(connection):
             return
-        old = frozenset(terms(msgspec.json.decode(before)))
-        new = frozenset(terms(msgspec.json.decode(after)))
+        old, new = _terms_of(seq, before), _terms_of(seq, after)
         gone = [(self._path_id(connection, t.path, t.kind), t.value, seq) for t in old - new]
         connection.executemany("DELETE FROM terms WHERE p=? AND v=? AND d=?", gone)
         self._put(connection, [(seq, new)])
@@ -71,6 +74,15 @@ class TermIndex:
             for path in (path for path, count in counts.items() if count > 1 and path not in self._multi):
                 connection.execute("UPDATE paths SET multi=1 WHERE path=?", (path,))
                 self._multi.add(path)
+
+
+def _terms_of(seq: int, document: bytes) -> frozenset[Term]:
+    """The terms of a stored document; none, loudly, if they cannot be made: one document must not stop every search."""
+    try:
+        return frozenset(terms(msgspec.json.decode(document)))
+    except (ArithmeticError, AqDataError, LookupError, TypeError, ValueError) as exc:
+        log.error("a document cannot be indexed and will not be found", exc_info=exc, extra={"fields": {"seq": seq}})
+        return frozenset()
 
 
 def _first(row: tuple[int, Any, int]) -> int:

@@ -138,6 +138,11 @@ class Cursor:
             cursor = cls(unpack_key(key), seq)
         except (ValueError, IndexError, msgspec.DecodeError) as exc:
             raise QueryError("the cursor is not one that this server gave", code="bad_cursor") from exc
+        is_text = isinstance(cursor.key[1], str)
+        if cursor.key[0] not in KIND_ORDER.values() or is_text != (
+            cursor.key[0] in (KIND_ORDER["text"], KIND_ORDER["complex"])
+        ):
+            raise QueryError("the cursor is not one that this server gave", code="bad_cursor")
         if (path, descending) != (sort.path, sort.descending) or not -(1 << 63) <= seq < 1 << 63:
             raise QueryError("the cursor belongs to another sort; repeat the search it came from", code="bad_cursor")
         return cursor

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ def _metadata(pairs: list[str]) -> dict[str, Any]:
         place = metadata
         for segment in above:
             place = place.setdefault(segment, {})
+            if not isinstance(place, dict):
+                raise ValidationError(f"--meta {pair!r}: {segment!r} already holds a value, not keys")
         try:
             place[last] = msgspec.json.decode(text)
         except msgspec.DecodeError:
@@ -45,11 +49,14 @@ def _dataset(path: Path) -> Any:
     """The arrays of a file, as `save` takes them."""
     if not path.exists():
         raise ValidationError(f"there is no file {str(path)!r}")
-    if path.suffix == ".npy":
-        return {path.stem: np.load(path, allow_pickle=False)}
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            return dict(archive)
+    try:
+        if path.suffix == ".npy":
+            return {path.stem: np.load(path, allow_pickle=False)}
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                return dict(archive)
+    except (OSError, ValueError, zipfile.BadZipFile) as exc:
+        raise ValidationError(f"{path.name}: {exc}") from exc
     if path.suffix not in _XARRAY:
         raise ValidationError(
             f"{path.name}: arrays come from .npy, .npz, {', '.join(sorted(_XARRAY))}; use --attach for others"
@@ -186,10 +193,14 @@ def run_export(options: argparse.Namespace) -> int:
     with _connect(options) as client:
         dataset = client.get(options.id).load()
         if target.suffix == ".zarr":
-            dataset.to_zarr(target, mode="w-")
+            with warnings.catch_warnings():
+                # Consolidated metadata is a convention beside the Zarr v3 text; readers are much faster with it.
+                warnings.simplefilter("ignore", UserWarning)
+                dataset.to_zarr(target, mode="w-")
         else:
+            import netCDF4  # noqa: F401  (missing, it is named in the message of `main`)
+
             complex_values = any(v.dtype.kind == "c" for v in dataset.variables.values())
-            # Plain NetCDF has no complex numbers; h5netcdf writes them as HDF5 compounds.
-            dataset.to_netcdf(target, engine="h5netcdf", invalid_netcdf=complex_values)
+            dataset.to_netcdf(target, engine="netcdf4", auto_complex=complex_values)
     print(target)
     return 0

@@ -89,7 +89,14 @@ class ArrayRoutes(Controller):
             content = arrow_stream(values, name, part.array.dims)
         return Response(content, media_type=media, headers=headers)
 
-    @put("/{name:str}", include_in_schema=False, status_code=200)
+    @put(
+        "/{name:str}",
+        operation_id="writeArray",
+        summary="Refused: finished arrays never change",
+        status_code=200,
+        responses=refusals(404, 409),
+        operation_class=operation(),
+    )
     async def write(self, datafiles: NamedDependency[DataFiles], datafile_id: FromPath[str], name: FromPath[str]) -> None:
         """Refused for every array there is: says so in the words of this program."""
         await datafiles.get(datafile_id)

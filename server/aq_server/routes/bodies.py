@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import msgspec
 import multipart
@@ -118,8 +120,12 @@ async def form_events(request: AnyRequest, limit: int) -> AsyncIterator[FormPart
         parser.close(check_complete=False)
 
 
+_EXTENDED_NAME = re.compile(r"filename\*=UTF-8''([^;\s]+)", re.IGNORECASE)
+
+
 def _form_event(event: Any) -> FormPart | memoryview | None:
     if isinstance(event, multipart.MultipartSegment):
         content_type = event.header("Content-Type", "application/octet-stream") or "application/octet-stream"
-        return FormPart(event.name or "", event.filename, content_type)
+        extended = _EXTENDED_NAME.search(event.header("Content-Disposition") or "")
+        return FormPart(event.name or "", unquote(extended[1]) if extended else event.filename, content_type)
     return None if event is None else memoryview(event)

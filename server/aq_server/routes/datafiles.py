@@ -14,7 +14,7 @@ from litestar.openapi.spec.enums import OpenAPIType
 from litestar.params import FromPath, FromQuery
 from litestar.response import Stream
 
-from aq_data.errors import AqDataError, UnsupportedMediaError, ValidationError
+from aq_data.errors import RangeError, TooLargeError, UnsupportedMediaError, ValidationError
 from aq_data.models.datafile import DataFile, NewDataFile
 from aq_data.wire.codec import JSON
 from aq_data.wire.routes import DATAFILES
@@ -169,9 +169,13 @@ async def _receive(request: AnyRequest, datafiles: DataFiles, config: ServerConf
                 if event is not None:
                     document += event
                     if len(document) > config.max_document_bytes:
-                        raise ValidationError(f"the document is over the limit of {config.max_document_bytes} bytes")
+                        raise TooLargeError(
+                            f"the document is over the limit of {config.max_document_bytes} bytes",
+                            limit=config.max_document_bytes,
+                        )
                 else:
                     new = decode_json(bytes(document), NewDataFile, "document")
+                    _check_declared(new, config.max_save_bytes)
                     save = await datafiles.begin_save(new, user)
             elif event is not None:
                 await save.write(event)
@@ -184,6 +188,13 @@ async def _receive(request: AnyRequest, datafiles: DataFiles, config: ServerConf
             await save.discard()
         raise
     return save
+
+
+def _check_declared(new: NewDataFile, limit: int) -> None:
+    """Refuse what could never arrive whole before room is made for it."""
+    declared = sum(array.nbytes for array in new.arrays)
+    if declared > limit:
+        raise TooLargeError(f"the declared arrays have {declared} bytes; the limit here is {limit}", limit=limit)
 
 
 _ARRAY_PART = re.compile(r"array:(\d{1,5})", re.ASCII)
@@ -218,18 +229,8 @@ def byte_range(request: AnyRequest, size: int) -> tuple[int, int] | None:
     else:
         start, stop = int(first), min(size, int(last) + 1) if last else size
     if start >= stop:
-        raise RangeError(size)
+        raise RangeError(f"the range lies outside the content of {size} bytes", size=size)
     return start, stop
-
-
-class RangeError(AqDataError):
-    """A range outside the content; `size` is the content's length in bytes."""
-
-    status_hint = 416
-
-    def __init__(self, size: int) -> None:
-        super().__init__(f"the range lies outside the content of {size} bytes", code="bad_selection", size=size)
-        self.headers = {"Content-Range": f"bytes */{size}"}
 
 
 class FileRoutes(Controller):
@@ -268,15 +269,14 @@ class FileRoutes(Controller):
         wanted = byte_range(request, info.size)
         start, stop = wanted or (0, info.size)
         headers["Content-Length"] = str(stop - start)
+        headers["Content-Type"] = info.content_type
         headers["Content-Disposition"] = _attachment(info.name)
         # A browser must not run what a client uploaded as if it came from this server.
         headers["X-Content-Type-Options"] = "nosniff"
         headers["Content-Security-Policy"] = "sandbox"
         if wanted:
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{info.size}"
-        return Stream(
-            stored.read(start, stop), status_code=206 if wanted else 200, media_type=info.content_type, headers=headers
-        )
+        return Stream(stored.read(start, stop), status_code=206 if wanted else 200, headers=headers)
 
     @put(
         "/{name:str}",

@@ -39,7 +39,7 @@ _REFUSALS = {
     500: "The server or its storage failed.",
     503: "Not available now; try again.",
 }
-_ALWAYS = (401, 403, 405, 422, 429, 500, 503)
+_ALWAYS = (400, 401, 403, 405, 422, 429, 500, 503)
 
 
 def refusals(*statuses: int) -> dict[int, ResponseSpec]:

@@ -44,10 +44,12 @@ from aq_data.storage.arrays.blobs import Upload
 from aq_data.storage.arrays.store import ArrayStore, ArrayWriter, group_prefix
 from aq_data.storage.metadata.store import MetadataStore, Record
 
-__all__ = ["DataFiles", "Save", "StoredFile"]
+__all__ = ["TOMBSTONE", "DataFiles", "Save", "StoredFile"]
 
 log = logging.getLogger("aq_data")
 
+TOMBSTONE = "tombstone-"
+"""How the names of deletion marks beside the attempts of an id begin."""
 COMPARE_AND_SET_TRIES = 50
 """A change without `If-Match` starts over when another came first; this often before it gives up."""
 
@@ -250,17 +252,11 @@ class DataFiles:
         StaleRevisionError when `if_match` is not the current revision. Without it the change is made to the newest.
         """
         for _ in range(COMPARE_AND_SET_TRIES):
-            record = await self.get(id)
-            revision = record.document.revision
-            if if_match is not None and if_match != revision:
-                raise StaleRevisionError(
-                    f"DataFile {id} is at revision {revision}, not {if_match}; read it again and repeat the change",
-                    revision=revision,
-                )
+            record = await self._check_revision(id, if_match)
             changed = msgspec.structs.replace(record, document=step(record.document, format_instant(_now())))
             if changed.document is record.document:
                 return record.document
-            if await self.metadata.replace(changed, revision, publishes):
+            if await self.metadata.replace(changed, record.document.revision, publishes):
                 await self._update_copy(changed)
                 return changed.document
         raise UnavailableError(f"DataFile {id} is being changed by many others at once; try again")
@@ -286,11 +282,11 @@ class DataFiles:
 
     async def delete(self, id: str, if_match: int | None) -> None:
         """Turn the DataFile into a tombstone; its bytes stay until `gc`. Deleting again is NotFoundError (`deleted`)."""
-        record = await self.get(id)
-        # First beside the blobs: a catalogue rebuilt from them must not raise the dead.
-        await self.arrays.blobs.replace(
-            f"{id}/tombstone.json", msgspec.json.encode({"id": id, "at": format_instant(_now())})
-        )
+        await self._check_revision(id, if_match)
+        # First beside the blobs: a catalogue rebuilt from them must not raise the dead. Each attempt to delete has a mark of
+        # its own, so that one that fails never takes away the mark of one that succeeds.
+        mark = f"{id}/{TOMBSTONE}{secrets.token_hex(8)}"
+        await self.arrays.blobs.replace(mark, msgspec.json.encode({"id": id, "at": format_instant(_now())}))
 
         def bury(document: DataFile, now: str) -> DataFile:
             state = next_state(document.state, "delete")
@@ -298,9 +294,19 @@ class DataFiles:
 
         try:
             await self.change(id, bury, if_match)
-        except StaleRevisionError:
-            await self.arrays.blobs.remove(f"{record.document.id}/tombstone.json")
+        except (StaleRevisionError, NotFoundError):
+            await self.arrays.blobs.remove(mark)
             raise
+
+    async def _check_revision(self, id: str, if_match: int | None) -> Record:
+        record = await self.get(id)
+        revision = record.document.revision
+        if if_match is not None and if_match != revision:
+            raise StaleRevisionError(
+                f"DataFile {id} is at revision {revision}, not {if_match}; read it again and repeat the change",
+                revision=revision,
+            )
+        return record
 
     async def open_file(self, id: str, name: str) -> StoredFile:
         """An attached file, to be read in ranges. NotFoundError names the files there are."""

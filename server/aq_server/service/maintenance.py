@@ -17,10 +17,10 @@ from aq_data.storage.arrays.chunking import chunk_grid
 from aq_data.storage.arrays.format import array_document, chunk_key, decode_chunk
 from aq_data.storage.arrays.store import ArrayStore, group_prefix
 from aq_data.storage.metadata.store import MetadataStore, Record
+from aq_server.service.datafiles import TOMBSTONE
 
 __all__ = ["Finding", "Maintenance", "Orphan", "Reindexed"]
 
-TOMBSTONE = "tombstone.json"
 BATCH = 256
 
 
@@ -83,7 +83,7 @@ class Maintenance:
         """
         for id in await self._arrays.blobs.children(""):
             for attempt in await self._arrays.blobs.children(id):
-                if attempt == TOMBSTONE or id.startswith("."):
+                if attempt.startswith(TOMBSTONE) or id.startswith("."):
                     continue
                 record = await self._metadata.get(id)
                 if record is None or record.attempt != attempt or record.document.state == "deleted":
@@ -92,13 +92,28 @@ class Maintenance:
                     if orphan is not None:
                         yield orphan
                     continue
+                async for leftover in self._unfinished(f"{group_prefix(id, attempt)}", older_than, delete):
+                    yield leftover
                 known = {info.key for info in record.document.files}
                 for key in await self._arrays.blobs.children(f"{id}/{attempt}/files"):
                     if key not in known:
                         prefix = f"{attempt}/files/{key}"
-                        orphan = await self._collect(id, prefix, key, "never attached", older_than, delete)
+                        bar = key.removesuffix(".part")  # an upload that has not ended
+                        orphan = await self._collect(id, prefix, bar, "never attached", older_than, delete)
                         if orphan is not None:
                             yield orphan
+
+    async def _unfinished(self, group: str, older_than: float, delete: bool) -> AsyncIterator[Orphan]:
+        """What a process that died while it replaced a metadata copy left beside it; a living one starts over."""
+        for name in await self._arrays.blobs.children(group):
+            if not name.endswith(".tmp"):
+                continue
+            async for entry in self._arrays.blobs.walk(f"{group}/{name}"):
+                age = max(0.0, time.time() - entry.modified)
+                if age >= older_than:
+                    if delete:
+                        await self._arrays.blobs.remove(entry.key)
+                    yield Orphan(entry.key, entry.size, age, "never finished", delete)
 
     async def _collect(self, id: str, below: str, bar: str, reason: str, older_than: float, delete: bool) -> Orphan | None:
         prefix = f"{id}/{below}"
@@ -138,9 +153,10 @@ class Maintenance:
         if not await blobs.children(f"{document.id}/{record.attempt}"):
             yield Finding("no_blobs", document.id, f"nothing lies under {document.id}/{record.attempt}")
             return
-        if TOMBSTONE in await blobs.children(document.id):
-            if repair:
-                await blobs.remove(f"{document.id}/{TOMBSTONE}")
+        marks = [name for name in await blobs.children(document.id) if name.startswith(TOMBSTONE)]
+        if marks:
+            for mark in marks if repair else ():
+                await blobs.remove(f"{document.id}/{mark}")
             yield Finding("half_deleted", document.id, "a deletion was begun and never committed", repair)
         finding = await self._verify_copy(record, prefix, repair)
         if finding is not None:
@@ -225,17 +241,18 @@ class Maintenance:
                 yield Reindexed(id, "known", "the database has it")
                 continue
             names = await self._arrays.blobs.children(id)
-            found = [await self._candidate(id, name) for name in names if name != TOMBSTONE]
+            found = [await self._candidate(id, name) for name in names if not name.startswith(TOMBSTONE)]
             records = [record for record in found if isinstance(record, Record)]
             if not records:
                 yield Reindexed(id, "incomplete", "; ".join(str(reason) for reason in found) or "no blobs but a tombstone")
                 continue
             best = max(records, key=lambda r: (r.document.revision, r.document.created_at))
-            if TOMBSTONE in names:
+            is_dead = any(name.startswith(TOMBSTONE) for name in names)
+            if is_dead:
                 buried = msgspec.structs.replace(best.document, state="deleted", revision=best.document.revision + 1)
                 best = msgspec.structs.replace(best, document=buried)
             await self._metadata.insert(best)
-            outcome = "tombstone" if TOMBSTONE in names else "restored"
+            outcome = "tombstone" if is_dead else "restored"
             yield Reindexed(id, outcome, f"{best.document.name!r}, revision {best.document.revision}")
 
     async def _candidate(self, id: str, attempt: str) -> Record | str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,9 @@ from aq_data.storage.metadata.store import Record
 from aq_server.service.datafiles import DataFiles
 
 __all__ = ["Reading", "Slice", "ZarrBlob"]
+
+
+_INDEX = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,7 @@ def _array(record: Record, name: str) -> ArrayInfo:
 def _chunk_of(array: ArrayInfo, rest: str) -> str | None:
     """The stored key for `c/0/1`, built from the numbers, so that nothing of the client's text reaches a path."""
     head, *numbers = rest.split("/")
-    if head != "c" or len(numbers) != len(array.shape) or not all(n.isascii() and n.isdigit() for n in numbers):
+    if head != "c" or len(numbers) != len(array.shape) or not all(_INDEX.fullmatch(n) for n in numbers):
         return None
     index = tuple(int(n) for n in numbers)
     inside = all(i < n for i, n in zip(index, chunk_grid(array.shape, array.chunks), strict=True))

@@ -1,0 +1,502 @@
+"""Every command as a user types it, on a folder and against a server; and what the operator's commands find and mend."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from aq_server.__main__ import main, make_parser
+from forms import new_id, tree
+
+import aq_data
+
+CUBE = np.arange(24.0).reshape(2, 3, 4)
+
+
+@pytest.fixture
+def run(capfd, request):
+    """Runs a command in this process; its exit status, output and complaints."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as exc:
+            status = int(exc.code or 0)
+        said = capfd.readouterr()
+        return status, said.out, said.err
+
+    return call
+
+
+@pytest.fixture(params=["--data", "--url"])
+def where(request, data: Path) -> list[str]:
+    """Flags that lead to the same data: as a folder, or through a server."""
+    if request.param == "--data":
+        return ["--data", str(data)]
+    return ["--url", request.getfixturevalue("server")]
+
+
+@pytest.fixture
+def cube_file(tmp_path: Path) -> Path:
+    np.save(tmp_path / "cube.npy", CUBE)
+    return tmp_path / "cube.npy"
+
+
+def parsed(output: str) -> list[dict]:
+    return [json.loads(line) for line in output.splitlines()]
+
+
+# --- commands of a user --------------------------------------------------------------------------------------------
+
+
+def test_a_day_with_the_command_line(run, where, cube_file, tmp_path):
+    """save, ls, search, show, get and export, each in words and as JSON."""
+    note = tmp_path / "note.txt"
+    note.write_text("hello")
+    flags = ["--name", "T1", "--tag", "q3", "--tag", "good", "--station", "cryo", "--attach", note]
+    meta = ["--meta", "chip=C7", "--meta", "power=-30.5", "--meta", "vna.averages=16", "--meta", "on=true"]
+    status, out, _ = run("save", cube_file, *flags, *meta, *where, "--json")
+    assert status == 0
+    (document,) = parsed(out)
+    id = document["id"]
+    assert (document["name"], document["tags"], document["station"]) == ("T1", ["q3", "good"], "cryo")
+    assert document["metadata"] == {"chip": "C7", "power": -30.5, "vna": {"averages": 16}, "on": True}
+    status, out, _ = run("save", "--name", "words only", *where)
+    assert (status, out.split()[1:]) == (0, ["words", "only"])
+
+    status, out, _ = run("ls", *where, "--json")
+    assert (status, {item["name"] for item in parsed(out)}) == (0, {"T1", "words only"})
+    status, out, _ = run("ls", *where, "--limit", 1, "--sort", "name")
+    assert status == 0
+    assert id in out
+    assert "cube(2, 3, 4)" in out
+    assert "1 of 2" in out
+
+    status, out, _ = run("search", '{"chip": "C7", "power": {"$lt": -20}}', *where, "--json")
+    assert (status, [item["id"] for item in parsed(out)]) == (0, [id])
+    assert run("search", '{"chip": "C8"}', *where)[:2] == (0, "")
+
+    for flag in ([], ["--json"]):
+        status, out, _ = run("show", id, *where, *flag)
+        assert (status, json.loads(out)["id"]) == (0, id)
+
+    status, out, _ = run("get", id, "cube", "--sel", "0,1,::2", *where)
+    assert (status, out.strip()) == (0, "[4. 6.]")
+    status, out, _ = run("get", id, "cube", "--sel", "-1", *where, "--json")
+    assert (status, json.loads(out)) == (0, CUBE[-1].tolist())
+    status, _, _ = run("get", id, "cube", *where, "-o", tmp_path / "out.npy")
+    assert status == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), CUBE)
+    assert run("get", id, "note.txt", *where)[:2] == (0, "hello")
+    assert run("get", id, "note.txt", *where, "-o", tmp_path / "copy.txt")[0] == 0
+    assert (tmp_path / "copy.txt").read_text() == "hello"
+
+    for name in ("out.nc", "out.zarr"):
+        status, out, _ = run("export", id, tmp_path / name, *where)
+        assert (status, out.strip()) == (0, str(tmp_path / name))
+        engine = "netcdf4" if name.endswith(".nc") else "zarr"
+        with xr.open_dataset(tmp_path / name, engine=engine) as opened:
+            np.testing.assert_array_equal(opened["cube"].values, CUBE)
+        status, _, err = run("export", id, tmp_path / name, *where)
+        assert status == 1
+        assert "exists" in err
+
+
+def test_import_saves_each_file_and_tells_of_those_it_could_not(run, data, tmp_path, cube_file):
+    """Exit 1 when one failed, and the others are saved; folders are walked."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    np.savez(folder / "two.npz", a=np.arange(3), b=CUBE)
+    xr.Dataset({"v": ("x", [1.0, 2.0])}, {"x": [10, 20]}, {"title": "t"}).to_netcdf(folder / "set.nc", engine="netcdf4")
+    xr.Dataset({"z": ("x", [1, 2])}).to_zarr(folder / "store.zarr", zarr_format=2)
+    (folder / "broken.npy").write_bytes(b"no array")
+    (folder / "ignored.txt").write_text("x")
+    status, out, err = run("import", folder, cube_file, "--tag", "batch", "--data", data, "--json")
+    names = {item["name"]: {array["name"] for array in item["arrays"]} for item in parsed(out)}
+    assert names == {"two": {"a", "b"}, "set": {"v", "x"}, "store": {"z"}, "cube": {"cube"}}
+    assert status == 1
+    assert "broken.npy" in err
+    assert "Traceback" not in err
+    assert len(parsed(run("search", '{"tags": "batch"}', "--data", data, "--json")[1])) == 4
+
+
+def test_mistakes_are_told_in_one_line(run, where, cube_file, tmp_path):
+    """Exit 1, what was wrong and no traceback; nothing on standard output."""
+    run("save", cube_file, *where)
+    (tmp_path / "x.doc").write_text("x")
+    for arguments, word in [
+        (["show", new_id()], "no DataFile"),
+        (["show", "x"], "no DataFile"),
+        (["get", new_id(), "a"], "no DataFile"),
+        (["search", "{"], "JSON"),
+        (["search", "[]"], "JSON"),
+        (["search", '{"x": {"$where": 1}}'], "$where"),
+        (["ls", "--sort", ""], "path"),
+        (["save", tmp_path / "nothing.npy"], "nothing.npy"),
+        (["save", tmp_path / "x.doc"], "x.doc"),
+        (["save", "--meta", "novalue"], "KEY=VALUE"),
+        (["save", "--meta", "a=1", "--meta", "a.b=2"], "a"),
+        (["save", "--attach", tmp_path / "nothing"], "nothing"),
+        (["export", new_id(), tmp_path / "out.csv"], ".nc"),
+    ]:
+        status, out, err = run(*arguments, *where)
+        assert (status, out) == (1, ""), arguments
+        assert err.startswith("aq-data: "), arguments
+        assert err.count("\n") == 1, err
+        assert word in err, arguments
+
+
+def test_wrong_usage_is_exit_2_and_shows_how(run):
+    for arguments in (
+        [],
+        ["nothing"],
+        ["show"],
+        ["save", "--nothing"],
+        ["ls", "--limit", "many"],
+        ["token"],
+        ["gc", "--data"],
+    ):
+        status, _, err = run(*arguments)
+        assert status == 2, arguments
+        assert "usage: aq-data" in err
+    status, _, err = run("ls", "--url", "http://x", "--data", "x")
+    assert status == 2
+    assert "not allowed with" in err
+
+
+def test_help_and_version(run):
+    """`--help` of the program and of each command; every flag says what it is for."""
+    status, out, _ = run("--help")
+    commands = {
+        "serve",
+        "demo",
+        "save",
+        "ls",
+        "show",
+        "get",
+        "search",
+        "import",
+        "export",
+        "gc",
+        "reindex",
+        "verify",
+        "token",
+    }
+    assert status == 0
+    assert commands <= set(re.findall(r"^    (\w+)", out, re.MULTILINE))
+    for command in commands:
+        status, out, _ = run(command, "--help")
+        assert (status, out[:6]) == (0, "usage:")
+    status, out, _ = run("--version")
+    assert (status, out.split()[0]) == (0, "aq-data")
+    assert make_parser().prog == "aq-data"
+
+
+def test_no_server_is_told_with_the_way_out(run, monkeypatch):
+    monkeypatch.setattr("aq_data.client.http._pause", lambda *_: None)
+    status, out, err = run("ls", "--url", "http://127.0.0.1:9")
+    assert (status, out) == (1, "")
+    assert "http://127.0.0.1:9" in err
+    assert err.count("\n") == 1
+
+
+def test_a_failure_of_the_folder_is_one_line_too(run, data, cube_file):
+    """Damage met by a command on a folder is told in words: no traceback runs over the user's screen."""
+    (document,) = parsed(run("save", cube_file, "--data", data, "--json")[1])
+    for chunk in (data / "blobs" / document["id"]).glob("*/arrays.zarr/cube/c/**/*"):
+        if chunk.is_file():
+            chunk.unlink()
+    status, out, err = run("get", document["id"], "cube", "--data", data)
+    assert (status, out) == (1, "")
+    assert "lost" in err
+    assert "Traceback" not in err
+
+
+def test_a_closed_pipe_ends_quietly(data, cube_file):
+    """`aq-data ls | head -1` is no failure to report."""
+    with aq_data.connect(data) as client:
+        for i in range(300):
+            client.save(None, name=f"{i} " + "x" * 1000)
+    command = f"{sys.executable} -m aq_server ls --json --limit 300 --data {data} | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert json.loads(done.stdout)["name"].startswith("299")
+    assert done.stderr == ""
+
+
+def test_the_demo_runs_and_what_it_shows_can_be_repeated(tmp_path):
+    """As a process, as a user would: it ends by itself without a terminal, and its last lines work as they stand."""
+    command = [sys.executable, "-m", "aq_server", "demo", "--data", str(tmp_path / "demo"), "--port", "15000"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    for word in ("Saved", "Found", "Read", "Stored", "To repeat it"):
+        assert word in done.stdout
+    recipe = [line.strip() for line in done.stdout.split("To repeat it:")[1].splitlines() if line.startswith("    ")]
+    assert len(recipe) == 3
+    repeated = subprocess.run(
+        [sys.executable, "-c", "\n".join([*recipe[:-1], f"print({recipe[-1]}.size)"])],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+    )
+    assert (repeated.returncode, repeated.stdout.strip()) == (0, "401"), repeated.stderr
+
+
+# --- commands of an operator ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(data: Path) -> dict[str, str]:
+    """Three DataFiles by name: with arrays and a file, with words only, and a deleted one."""
+    with aq_data.connect(data) as client:
+        full = client.save(
+            {"cube": (("x", "y", "z"), CUBE, {"units": "V"}), "t": np.array("2026-01-31", "M8[D]")},
+            name="full",
+            metadata={"chip": "C7"},
+            files={"n.txt": b"note" * 100},
+            attrs={"title": "t"},
+        )
+        words = client.save(None, name="words", metadata={"chip": "C8"})
+        gone = client.save({"a": CUBE}, name="gone", metadata={"chip": "C7"})
+        client.update(full.id, {"comment": "patched"})
+        client.delete(gone.id)
+    return {"full": full.id, "words": words.id, "gone": gone.id}
+
+
+def group(data: Path, id: str) -> Path:
+    (folder,) = (data / "blobs" / id).glob("*/arrays.zarr")
+    return folder
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def verify(run, data: Path, *flags: str) -> tuple[int, list[tuple[str, str]]]:
+    status, out, err = run("verify", "--data", data, "--json", *flags)
+    assert "Traceback" not in err
+    return status, sorted((finding["kind"], finding["id"]) for finding in parsed(out))
+
+
+def test_an_unharmed_folder_verifies(run, data, saved):
+    """Exit 0; the blobs of the deleted DataFile are told of as an orphan, which is no damage."""
+    assert verify(run, data) == (0, [("orphan", saved["gone"])])
+    status, out, _ = run("verify", "--data", data)
+    assert (status, "orphan" in out) == (0, True)
+    run("gc", "--data", data, "--delete", "--older-than", "0s")
+    status, out, _ = run("verify", "--data", data)
+    assert (status, out.strip()) == (0, "everything is there and unharmed")
+
+
+DAMAGE = {
+    "flipped byte in a chunk": ("damaged_chunk", lambda folder: flip(folder / "cube/c/0/0/0")),
+    "flipped byte in a scalar's chunk": ("damaged_chunk", lambda folder: flip(folder / "t/c")),
+    "chunk cut short": ("damaged_chunk", lambda folder: (folder / "cube/c/0/0/0").write_bytes(b"")),
+    "chunk missing": ("missing_chunk", lambda folder: (folder / "cube/c/0/0/0").unlink()),
+    "group description missing": ("missing_group", lambda folder: (folder / "zarr.json").unlink()),
+    "group description no JSON": ("missing_group", lambda folder: (folder / "zarr.json").write_text("{")),
+    "array description missing": ("missing_array", lambda folder: (folder / "cube/zarr.json").unlink()),
+    "array description changed": (
+        "missing_array",
+        lambda folder: (
+            (folder / "cube/zarr.json").write_text((folder / "cube/zarr.json").read_text().replace("24", "25", 1))
+            and (folder / "t/zarr.json").write_text("{}")
+        ),
+    ),
+    "flipped byte in a file": ("damaged_file", lambda folder: flip(next((folder.parent / "files").iterdir()))),
+    "file longer than recorded": (
+        "damaged_file",
+        lambda folder: (lambda path: path.write_bytes(path.read_bytes() + b"x"))(next((folder.parent / "files").iterdir())),
+    ),
+    "file missing": ("missing_file", lambda folder: next((folder.parent / "files").iterdir()).unlink()),
+    "no blobs at all": ("no_blobs", lambda folder: shutil.rmtree(folder.parent.parent)),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_found_and_named(run, data, saved, kind):
+    """Each is its own kind, with the id it is found at; exit 3; every other DataFile is left in peace."""
+    run("gc", "--data", data, "--delete", "--older-than", "0s")
+    expected, harm = DAMAGE[kind]
+    harm(group(data, saved["full"]))
+    assert verify(run, data) == (3, [(expected, saved["full"])])
+    status, out, _ = run("verify", "--data", data)
+    assert status == 3
+    assert expected in out
+    assert saved["full"] in out
+
+
+def test_a_stale_copy_is_found_and_repaired(run, data, saved):
+    """What a crash between commit and copy leaves: exit 3, then `--repair` mends it, then all is well."""
+    run("gc", "--data", data, "--delete", "--older-than", "0s")
+    copy = group(data, saved["full"]) / "zarr.json"
+    before = copy.read_bytes()
+    with aq_data.connect(data) as client:
+        client.update(saved["full"], {"comment": "newer"})
+    copy.write_bytes(before)
+    assert verify(run, data) == (3, [("stale_copy", saved["full"])])
+    assert verify(run, data, "--repair") == (0, [("stale_copy", saved["full"])])
+    assert verify(run, data) == (0, [])
+    assert b"newer" in copy.read_bytes()
+
+
+def test_blobs_without_a_record_are_orphans_and_collected_only_when_told(run, data, saved):
+    """`gc` reports first, spares the young, and removes with --delete; what a record names is never touched."""
+    run("gc", "--data", data, "--delete", "--older-than", "0s")
+    id = new_id()
+    shutil.copytree(data / "blobs" / saved["full"], data / "blobs" / id)
+    (attempt,) = [path for path in (data / "blobs" / saved["full"]).iterdir() if path.is_dir()]
+    (attempt / "files" / ("0" * 16)).write_bytes(b"never attached")
+    before = tree(data / "blobs")
+    assert verify(run, data) == (0, sorted([("orphan", id), ("orphan", saved["full"])]))
+    status, out, _ = run("gc", "--data", data)
+    assert (status, out.strip()) == (0, "no orphans"), "an hour old at least, unless told otherwise"
+    for age in ("0s", "0m", "0d"):
+        status, out, _ = run("gc", "--data", data, "--older-than", age, "--json")
+        orphans = parsed(out)
+        assert status == 0
+        assert {orphan["prefix"].split("/")[0] for orphan in orphans} == {id, saved["full"]}
+        assert not any(orphan["removed"] for orphan in orphans)
+        assert sum(orphan["size"] for orphan in orphans) > 400
+    assert "--delete" in run("gc", "--data", data, "--older-than", "0s")[1]
+    assert tree(data / "blobs") == before
+    status, out, _ = run("gc", "--data", data, "--older-than", "0s", "--delete")
+    assert status == 0
+    assert "2 orphans" in out
+    assert not (data / "blobs" / id).exists()
+    assert verify(run, data) == (0, [])
+    assert run("gc", "--data", data, "--older-than", "0s")[1].strip() == "no orphans"
+    with aq_data.connect(data) as client:
+        np.testing.assert_array_equal(client.get(saved["full"])["cube"][...], CUBE)
+
+
+def test_ages_are_checked(run, data, saved):
+    for age in ("soon", "-1s", "1", "1w", "١s", ""):
+        status, _, err = run("gc", "--data", data, f"--older-than={age}")
+        assert status == 1, age
+        assert "30m" in err
+
+
+@pytest.mark.parametrize("command", ["gc", "verify", "reindex"])
+def test_a_folder_without_data_is_told_and_not_made(run, tmp_path, command):
+    """A mistyped folder must not look like an empty one."""
+    status, out, err = run(command, "--data", tmp_path / "mistyped")
+    assert (status, out) == (1, "")
+    assert "--data" in err
+    assert not (tmp_path / "mistyped").exists()
+
+
+def test_reindex_rebuilds_the_database_from_blobs_alone(run, data, saved):
+    """Documents, values, files and search are as before; the dead stay dead; a second run changes nothing."""
+
+    def state() -> dict:
+        with aq_data.connect(data) as client:
+            found = client.search({"chip": "C7"}, sort="name")
+            everything = client.search({}, sort="name")
+            return {
+                "found": [file.id for file in found],
+                "documents": [file.to_json() for file in everything],
+                "values": [file.load() for file in everything],
+                "file": client.get(saved["full"]).read_file("n.txt"),
+                "distinct": client.distinct("chip"),
+            }
+
+    before = state()
+    for path in data.glob("metadata.sqlite*"):
+        path.unlink()
+    status, out, _ = run("reindex", "--data", data, "--json")
+    assert status == 0
+    outcomes = {entry["id"]: entry["outcome"] for entry in parsed(out)}
+    assert outcomes == {saved["full"]: "restored", saved["words"]: "restored", saved["gone"]: "tombstone"}
+    after = state()
+    assert after["documents"] == before["documents"]
+    assert (after["found"], after["file"], after["distinct"]) == (before["found"], before["file"], before["distinct"])
+    for one, other in zip(before["values"], after["values"], strict=True):
+        xr.testing.assert_identical(one, other)
+    with aq_data.connect(data) as client:
+        with pytest.raises(aq_data.errors.NotFoundError) as failure:
+            client.get(saved["gone"])
+        assert failure.value.code == "deleted"
+        with pytest.raises(aq_data.errors.ConflictError):
+            client.save(None, id=saved["gone"], name="risen")
+        again = client.save({"a": CUBE}, id=new_id(), name="after")
+        assert client.update(saved["full"], {"comment": "on"}, revision=2).revision == 3
+    status, out, _ = run("reindex", "--data", data, "--json")
+    assert {entry["outcome"] for entry in parsed(out)} == {"known"}
+    assert verify(run, data) == (0, [("orphan", saved["gone"])])
+    assert again.name == "after"
+
+
+def test_an_honest_retry_after_reindex_is_still_the_same_save(run, data):
+    """The digest is kept beside the blobs: the same content is known, other content is refused."""
+    id = new_id()
+    with aq_data.connect(data) as client:
+        client.save({"a": CUBE}, id=id, name="once")
+    for path in data.glob("metadata.sqlite*"):
+        path.unlink()
+    run("reindex", "--data", data)
+    with aq_data.connect(data) as client:
+        assert client.save({"a": CUBE}, id=id, name="once").revision == 1
+        with pytest.raises(aq_data.errors.ConflictError):
+            client.save({"a": CUBE}, id=id, name="twice")
+
+
+def test_reindex_leaves_out_what_is_not_whole(run, data, saved):
+    """An interrupted save or a lost chunk is told of and not restored as if it were complete."""
+    (group(data, saved["full"]) / "cube/c/0/0/0").unlink()
+    (data / "blobs" / new_id() / "0123456789abcdef").mkdir(parents=True)
+    for path in data.glob("metadata.sqlite*"):
+        path.unlink()
+    status, out, _ = run("reindex", "--data", data, "--json")
+    outcomes = sorted(entry["outcome"] for entry in parsed(out))
+    assert (status, outcomes) == (0, ["incomplete", "incomplete", "restored", "tombstone"])
+
+
+def test_tokens_are_made_listed_and_revoked(run, data):
+    status, out, _ = run("token", "create", "lab", "--scope", "read", "--scope", "write", "--expires", "30d", "--data", data)
+    assert status == 0
+    assert out.startswith("aqd_")
+    assert "shown this once" in out
+    made = json.loads(run("token", "create", "other", "--data", data, "--json")[1])
+    assert made["scopes"] == ["write"]
+    listed = parsed(run("token", "list", "--data", data, "--json")[1])
+    assert {(token["name"], bool(token["expires_at"])) for token in listed} == {("lab", True), ("other", False)}
+    assert run("token", "revoke", made["id"], "--data", data)[0] == 0
+    assert "revoked" in run("token", "list", "--data", data)[1]
+    status, _, err = run("token", "revoke", "nothing", "--data", data)
+    assert status == 1
+    assert "token list" in err
+    assert run("token", "create", "x", "--scope", "root", "--data", data)[0] == 2
+
+
+def test_every_command_runs_as_a_process(data, cube_file):
+    """`python -m aq_server` is the same program: exit status and streams included."""
+    command = [sys.executable, "-m", "aq_server", "save", str(cube_file), "--data", str(data), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["name"] == "cube"
+    flip(group(data, json.loads(done.stdout)["id"]) / "cube/c/0/0/0")
+    command = [sys.executable, "-m", "aq_server", "verify", "--data", str(data)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (3, "")
+    assert "damaged_chunk" in done.stdout
+
+
+def test_commands_of_a_client_need_no_server_library():
+    """They answer fast: neither litestar nor zarr is imported to look something up."""
+    code = "import sys, aq_server.__main__ as m; m.main(['ls', '--url', 'http://127.0.0.1:9']); print(*sys.modules)"
+    program = f"import aq_data.client.http as h; h._pause = lambda *_: None\n{code}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    modules = {name.split(".")[0] for name in done.stdout.split()}
+    assert "aq_data" in modules
+    assert modules.isdisjoint({"litestar", "zarr", "uvicorn", "numcodecs"})
