@@ -18,7 +18,7 @@ from aq_data.storage.arrays.workers import Workers
 __all__ = ["FolderBlobs", "translate"]
 
 _TRANSIENT = frozenset(
-    "EAGAIN EBUSY EDQUOT EHOSTDOWN EIO EMFILE ENFILE ENOSPC ENOTEMPTY ESTALE ETIMEDOUT EROFS".split()  # noqa: SIM905
+    "EAGAIN EBUSY EDQUOT EHOSTDOWN EIO EMFILE ENFILE ENOSPC ESTALE ETIMEDOUT EROFS".split()  # noqa: SIM905
 )
 
 

@@ -62,7 +62,9 @@ class _FileWriter:
     """One attached file as it arrives: stored, counted and hashed."""
 
     def __init__(self, name: str, content_type: str, key: str, upload: Upload | None) -> None:
-        self._name, self._content_type, self._key = name, content_type, key
+        # What no header could carry back is kept as "some bytes".
+        is_plain = content_type.isascii() and content_type.isprintable()
+        self._name, self._content_type, self._key = name, content_type if is_plain else "application/octet-stream", key
         self._upload = upload
         self._size = 0
         self._sha256 = hashlib.sha256()
