@@ -37,7 +37,7 @@ check: $(INSTALLED_DEV) ## linters, types, import contracts
 	@$(BIN)/lint-imports
 
 soak: $(INSTALLED_DEV) ## long runs of the random tests
-	@AQ_DATA_SOAK=1 $(BIN)/python -m pytest -m soak --timeout 7200
+	@AQ_DATA_SOAK=1 $(BIN)/python -m pytest tests/models tests/storage tests/client tests/promises --timeout 7200
 
 benchmarks: $(INSTALLED_DEV) ## workloads against Tiled and the floors
 	@$(BIN)/python -m benchmarks
