@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,12 @@ def connect(target: str | os.PathLike[str] | None = None, *, token: str | None =
     http://127.0.0.1:5000. `token`: else AQ_DATA_TOKEN, else the configured `token_file`. Raises UnavailableError when
     nothing answers, or something that is not aq-data; ConfigError when the embedded mode lacks the [server] extra.
     """
-    configured = {} if target is not None and token is not None else _client_table()
-    chosen = (
-        os.fspath(target) if target is not None else os.environ.get("AQ_DATA_URL") or configured.get("url") or DEFAULT_URL
-    )
-    secret = token or os.environ.get("AQ_DATA_TOKEN") or _token_from(configured.get("token_file"))
+    configured = _client_table()
+    default = os.environ.get("AQ_DATA_URL") or configured.get("url") or DEFAULT_URL
+    chosen = os.fspath(target) if target is not None else default
+    secret = token or os.environ.get("AQ_DATA_TOKEN")
+    if secret is None and chosen == configured.get("url"):
+        secret = _token_from(configured.get("token_file"))  # only to whom it was meant for
     source = Source(_normal(chosen), secret, open_server if "://" in chosen else open_folder)
     return Client(source.http(hold=True), source)
 
@@ -40,21 +42,37 @@ def connect(target: str | os.PathLike[str] | None = None, *, token: str | None =
 def _normal(target: str) -> str:
     if "://" in target:
         return target.rstrip("/")
+    if re.fullmatch(r"[\w.-]+:\d{1,5}", target):
+        raise ConfigError(f"{target!r} is neither an address nor a folder; write http://{target}")
+    if Path(target).expanduser().is_file():
+        raise ConfigError(f"{target!r} is a file; connect to a folder or to an address such as {DEFAULT_URL}")
     return str(Path(target).expanduser().absolute())
 
 
 def _client_table() -> dict[str, Any]:
+    """The configured client settings: the file's, under those of the environment."""
     named = os.environ.get("AQ_DATA_CONFIG")
     folder = Path.home() / ".aq_config"
-    for path in [Path(named)] if named else [folder / "data_server.json", folder / "data_server.toml"]:
-        if path.is_file():
-            try:
-                content = path.read_bytes()
-                decoded = msgspec.toml.decode(content) if path.suffix == ".toml" else msgspec.json.decode(content)
-                return dict(decoded.get("client", {}))
-            except (msgspec.DecodeError, AttributeError, TypeError, ValueError) as exc:
-                raise ConfigError(f"the configuration {path} cannot be used: {exc}") from exc
-    return {}
+    paths = [Path(named)] if named else [folder / "data_server.json", folder / "data_server.toml"]
+    table: dict[str, Any] = {}
+    path = next((path for path in paths if named or path.is_file()), None)
+    if path is not None:
+        try:
+            content = path.read_bytes()
+            decoded = msgspec.toml.decode(content) if path.suffix == ".toml" else msgspec.json.decode(content)
+            table = dict(decoded.get("client", {}))
+        except OSError as exc:
+            raise ConfigError(f"the configuration {path} cannot be read: {exc.strerror}") from exc
+        except (msgspec.DecodeError, AttributeError, TypeError, ValueError) as exc:
+            raise ConfigError(f"the configuration {path} cannot be used: {exc}") from exc
+    prefix = "AQ_DATA_CLIENT__"
+    table |= {name.removeprefix(prefix).lower(): text for name, text in os.environ.items() if name.startswith(prefix)}
+    for key, value in table.items():
+        if key not in ("url", "token_file") or not isinstance(value, str):
+            raise ConfigError(
+                f"the table client has no key {key!r} that is a {type(value).__name__}; it has url and token_file"
+            )
+    return table
 
 
 def _token_from(path: str | None) -> str | None:

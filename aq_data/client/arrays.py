@@ -23,7 +23,9 @@ URL_CHARACTERS = 4000
 """A selection as text beyond this is read in several requests: servers and proxies limit the length of an address."""
 DENSE = 0.25
 """Share of a span that must be picked for the span to be fetched whole."""
-TRIES = 3
+TRIES = 2
+STREAMED_FROM = 1 << 20
+"""Bytes up to which the server reads everything before it answers, so that damage is told as an error."""
 
 
 class RemoteArray:
@@ -101,7 +103,24 @@ def read_selection(http: Http, id: str, name: str, dtype: np.dtype[Any], selecti
     params = {"sel": text} if text else {}
     if dtype.kind in "OT":
         return _read_text(http, array_path(id, name), params, dtype, selection.shape)
-    return _read_raw(http, array_path(id, name), params, dtype, selection.shape)
+    try:
+        return _read_raw(http, array_path(id, name), params, dtype, selection.shape)
+    except UnavailableError as exc:
+        if not exc.details.get("broke") or math.prod(selection.shape) * dtype.itemsize <= STREAMED_FROM:
+            raise
+        return _in_halves(http, id, name, dtype, selection)
+
+
+def _in_halves(http: Http, id: str, name: str, dtype: np.dtype[Any], selection: Selection) -> np.ndarray[Any, Any]:
+    """For answers that broke off: an error in the middle of a stream has no words, a small request is told what is wrong."""
+    cut = next(i for i, axis in enumerate(selection.axes) if axis.count > 1)
+    axis, half = selection.axes[cut], selection.axes[cut].count // 2
+    position = sum(not other.drop for other in selection.axes[:cut])
+    parts = [
+        Selection((*selection.axes[:cut], part, *selection.axes[cut + 1 :]))
+        for part in (axis.part(0, half), axis.part(half, axis.count))
+    ]
+    return np.concatenate([read_selection(http, id, name, dtype, part) for part in parts], axis=position)
 
 
 def _in_parts(http: Http, id: str, name: str, dtype: np.dtype[Any], selection: Selection) -> np.ndarray[Any, Any]:
@@ -144,8 +163,9 @@ def _read_raw(
             if at == len(buffer):
                 return values
         except (httpx.HTTPError, UnavailableError) as exc:
-            if attempt + 1 == TRIES:
-                raise UnavailableError(f"the connection broke while {path} was read: {exc}") from exc
+            broke = not isinstance(exc, UnavailableError) or bool(exc.details.get("broke"))
+            if attempt + 1 == TRIES or not broke:
+                raise UnavailableError(f"the connection broke while {path} was read: {exc}", broke=broke) from exc
     raise UnavailableError(f"{path} came shorter than announced, {TRIES} times")
 
 

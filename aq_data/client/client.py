@@ -33,7 +33,7 @@ class Client:
     """
 
     def __init__(self, http: Http, source: Source) -> None:
-        self._http, self._source = http, source
+        self._http, self._source, self._is_open = http, source, True
 
     def __enter__(self) -> Client:
         return self
@@ -46,7 +46,9 @@ class Client:
 
     def close(self) -> None:
         """Let go of connections; in the embedded mode finish writing and let go of the folder."""
-        release(self._http)
+        if self._is_open:
+            self._is_open = False
+            release(self._http)
 
     def save(
         self,

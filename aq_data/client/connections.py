@@ -6,7 +6,7 @@ import atexit
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import httpx
 
@@ -51,7 +51,7 @@ class Source:
     """
 
     target: str
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     opener: Callable[[str, str | None], Http] = open_server
 
     def http(self, *, hold: bool = False) -> Http:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -12,7 +13,8 @@ from aq_data.client.html import datafile_html, hits_html
 from aq_data.client.http import Body, Http
 from aq_data.client.outgoing import outgoing_files
 from aq_data.client.progress import progress
-from aq_data.errors import NotFoundError
+from aq_data.errors import CorruptionError, NotFoundError
+from aq_data.models.terms import path_segments
 from aq_data.models.values import from_tagged
 from aq_data.wire.routes import datafile_path, file_path
 
@@ -133,13 +135,23 @@ class DataFile:
 
     def read_file(self, name: str) -> bytes:
         """The content of an attached file, in memory."""
-        return self._http.request("GET", file_path(self.id, name)).content
+        content = self._http.request("GET", file_path(self.id, name)).content
+        self._check_content(self._file_info(name), hashlib.sha256(content).hexdigest())
+        return content
+
+    def _file_info(self, name: str) -> dict[str, Any]:
+        for info in self._document.get("files", []):
+            if info["name"] == name:
+                return dict(info)
+        raise NotFoundError(f"DataFile {self.id} has no file {name!r}; it has {', '.join(self.files) or 'none'}")
+
+    def _check_content(self, info: dict[str, Any], sha256: str) -> None:
+        if sha256 != info["sha256"]:
+            raise CorruptionError(f"file {info['name']!r} of DataFile {self.id} does not match its SHA-256")
 
     def download(self, name: str, to: str | Path = ".") -> Path:
         """Write an attached file into a folder, or under a new name; the path. Nothing stands there before it is whole."""
-        info = next((info for info in self._document.get("files", []) if info["name"] == name), None)
-        if info is None:
-            raise NotFoundError(f"DataFile {self.id} has no file {name!r}; it has {', '.join(self.files) or 'none'}")
+        info, digest = self._file_info(name), hashlib.sha256()
         target = Path(to) / Path(name).name if Path(to).is_dir() else Path(to)
         partial = target.with_name(target.name + ".part")
         try:
@@ -150,7 +162,9 @@ class DataFile:
             ):
                 for piece in response.iter_raw():
                     file.write(piece)
+                    digest.update(piece)
                     advance(len(piece))
+            self._check_content(info, digest.hexdigest())
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
@@ -201,7 +215,7 @@ class Hits(Sequence[DataFile]):
 
 def _at(document: Mapping[str, Any], path: str) -> Any:
     """The value at a dotted path, looked up as a filter does: among the typed fields first, then in the metadata."""
-    segments = [part.replace("\0", ".") for part in path.replace("\\.", "\0").split(".")]
+    segments = path_segments(path)
     if segments[0] not in document:
         segments = ["metadata", *segments]
     value: Any = document

@@ -53,7 +53,8 @@ class Http:
         try:
             yield response
         except httpx.HTTPError as exc:
-            raise UnavailableError(f"the connection broke while {method} {path} was answered: {exc}") from exc
+            # `broke` tells a reader that an answer had begun: a part of it may be what the server cannot give.
+            raise UnavailableError(f"the connection broke while {method} {path} was answered: {exc}", broke=True) from exc
         finally:
             response.close()
 
@@ -94,6 +95,8 @@ class Http:
     ) -> httpx.Response:
         for attempt in range(TRIES):
             last = attempt + 1 == TRIES
+            if self.client.is_closed:
+                raise UnavailableError("this client was closed; connect again")
             try:
                 response = self.client.send(self._build(method, path, body, options), stream=True)
             except (httpx.HTTPError, httpx.InvalidURL) as exc:
@@ -129,7 +132,8 @@ class Http:
             response.read()
             problem = msgspec.json.decode(response.content, type=_Problem)
         except (httpx.HTTPError, msgspec.DecodeError):
-            return StorageError(f"{response.request.method} {response.request.url} was answered {response.status_code}")
+            cls = UnavailableError if response.status_code in (502, 504) else StorageError  # a proxy before the server
+            return cls(f"{response.request.method} {response.request.url} was answered {response.status_code}")
         finally:
             response.close()
         message = problem.detail

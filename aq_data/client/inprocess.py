@@ -11,7 +11,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any
 
 import httpx
@@ -21,6 +21,7 @@ __all__ = ["AppTransport"]
 Message = MutableMapping[str, Any]
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
+GRACE_SECONDS = 60
 PIECES = 8
 """Response pieces that may wait for the reader."""
 
@@ -35,6 +36,7 @@ class AppTransport(httpx.BaseTransport):
         self._thread.start()
         self._lifespan_in: asyncio.Queue[Message] = asyncio.Queue()
         self._closed = False
+        self._running: set[Future[None]] = set()
         try:
             self._app, self._stopped = asyncio.run_coroutine_threadsafe(self._start(make_app), self._loop).result()
         except BaseException:
@@ -57,7 +59,11 @@ class AppTransport(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         exchange = _Exchange(self._loop, request)
+        if self._closed:
+            raise httpx.ConnectError("the embedded server was closed", request=request)
         exchange.task = asyncio.run_coroutine_threadsafe(exchange.run(self._app), self._loop)
+        self._running.add(exchange.task)
+        exchange.task.add_done_callback(self._running.discard)
         status, headers = exchange.start()
         return httpx.Response(status, headers=headers, stream=exchange, request=request)
 
@@ -65,6 +71,7 @@ class AppTransport(httpx.BaseTransport):
         if self._closed:
             return
         self._closed = True
+        wait(list(self._running), timeout=GRACE_SECONDS)  # what was accepted is finished
 
         async def stop() -> None:
             await self._lifespan_in.put({"type": "lifespan.shutdown"})

@@ -160,9 +160,17 @@ def _check_shape(array: NewArray, dtype: np.dtype[Any]) -> None:
     if array.chunks is not None:
         if len(array.chunks) != len(array.shape) or any(n < 1 for n in array.chunks):
             raise ValidationError(f"{where}: chunks {array.chunks} must name 1 or more elements for each axis")
+        pieces = math.prod(-(-max(1, n) // c) for n, c in zip(array.shape, array.chunks, strict=True))
+        if pieces > MAX_SMALL_CHUNKS and math.prod(array.chunks) * (dtype.itemsize or 1) < LEAST_CHUNK_BYTES:
+            raise ValidationError(
+                f"{where}: chunks of {array.chunks} make {pieces} files below {LEAST_CHUNK_BYTES} bytes; make them larger"
+            )
         if math.prod(array.chunks) * (dtype.itemsize or 1) > MAX_CHUNK_BYTES:
             raise ValidationError(f"{where}: chunks of {array.chunks} are over {MAX_CHUNK_BYTES >> 20} MiB each")
 
 
+LEAST_CHUNK_BYTES = 4096
+MAX_SMALL_CHUNKS = 1000
+"""So many chunks below `LEAST_CHUNK_BYTES` an array may have: each is a file."""
 MAX_CHUNK_BYTES = 256 << 20
 """The largest chunk a client may ask for; a slice read holds whole chunks in memory."""

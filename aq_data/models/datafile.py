@@ -24,6 +24,7 @@ __all__ = [
     "FileInfo",
     "NewDataFile",
     "apply_patch",
+    "check_document",
     "check_file_name",
     "check_id",
     "check_new",
@@ -139,6 +140,20 @@ def check_id(text: str) -> DataFileId:
     return canonical
 
 
+def is_id(text: str) -> bool:
+    """Whether `text` is an id in canonical form."""
+    return _UUID7.fullmatch(text) is not None
+
+
+def check_document(document: DataFile) -> DataFile:
+    """A document that came from elsewhere than this program, checked and normalised as a new one is."""
+    for field in ("created_at", "updated_at", "finished_at"):
+        text = getattr(document, field)
+        if text is not None:
+            parse_instant(text, field)
+    return msgspec.structs.replace(document, **_checked_fields(document))
+
+
 def check_new(new: NewDataFile) -> NewDataFile:
     """The document normalised (dates in UTC, id canonical), or ValidationError naming the field; stores nothing."""
     check_arrays(new.arrays)
@@ -150,7 +165,10 @@ def _checked_fields(typed: Typed) -> dict[str, Any]:
     if "aq_data" in typed.attrs:
         raise ValidationError("the attribute 'aq_data' is reserved; rename it")
     for field in ("metadata", "device", "instruments", "identifiers", "attrs"):
-        check_value(getattr(typed, field), field)
+        value = getattr(typed, field)
+        if tag_of(value) not in (None, "$literal"):
+            raise ValidationError(f"{field} takes an object, not a tagged value")
+        check_value(value, field)
     changes: dict[str, Any] = {}
     for field in ("measured_at", "cooldown"):
         text = getattr(typed, field)

@@ -24,7 +24,7 @@ from aq_data.models.values import check_value, tag_of
 
 __all__ = ["All", "AnyOf", "Compare", "Exists", "Node", "Not", "matches", "parse_filter"]
 
-MAX_DEPTH = 20
+MAX_DEPTH = 12
 MAX_CLAUSES = 500
 
 Operator = Literal["eq", "gt", "gte", "lt", "lte"]

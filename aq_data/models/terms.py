@@ -34,6 +34,7 @@ __all__ = [
     "path_segments",
     "sort_key",
     "terms",
+    "terms_at",
     "unpack_key",
 ]
 
@@ -180,6 +181,26 @@ def terms(document: Mapping[str, Any]) -> list[Term]:
 def comparable(value: Any, path: str) -> tuple[Kind, int | float | str | bytes]:
     """The kind and value by which a tagged JSON value at `path` equals another. QueryError for a bad date."""
     return _scalar(value, path) or ("whole", _collect(path, value, None))
+
+
+def terms_at(document: Mapping[str, Any], path: str) -> list[Term]:
+    """Those of `terms(document)` that stand at one path, found without walking the rest of the document."""
+    segments = path_segments(path)
+    if segments[0] in ("arrays", "files") and segments[1:] != ["name"]:
+        return []
+    values: list[Any] = [document]
+    for segment in segments:
+        elements = [item for value in values for item in (value if isinstance(value, list) else [value])]
+        objects = [item["$literal"] if tag_of(item) == "$literal" else item for item in elements if _is_object(item)]
+        values = [item[segment] for item in objects if segment in item]
+    found: list[Term] = []
+    for value in values:
+        _collect(path, value, found)
+    return [term for term in found if term.path == path]
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict) and tag_of(value) in (None, "$literal")
 
 
 def _collect(path: str, value: Any, found: list[Term] | None) -> bytes:

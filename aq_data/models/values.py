@@ -68,6 +68,8 @@ def to_tagged(value: Any, where: str = "metadata", *, keep_arrays: bool = False,
     """
     if depth > MAX_DEPTH:
         raise ValidationError(f"{where}: nested deeper than {MAX_DEPTH} levels")
+    if keep_arrays:
+        _refuse_changing(value, where)
     if isinstance(value, (np.ndarray, np.generic)):
         return _numpy_to_tagged(value, where, keep_arrays, depth)
     if isinstance(value, Enum):
@@ -77,6 +79,19 @@ def to_tagged(value: Any, where: str = "metadata", *, keep_arrays: bool = False,
     if isinstance(value, (list, tuple, set, frozenset)):
         return [to_tagged(item, f"{where}[{i}]", keep_arrays=keep_arrays, depth=depth + 1) for i, item in enumerate(value)]
     return _scalar_to_tagged(value, where)
+
+
+def _refuse_changing(value: Any, where: str) -> None:
+    """Attributes come back identical or are refused; metadata may change its Python type for the sake of search."""
+    what = None
+    if isinstance(value, (set, frozenset, PurePath, UUID, Enum)) or type(value) is date:
+        what = f"a {type(value).__name__}"
+    elif isinstance(value, datetime) and value.tzinfo is None:
+        what = "a datetime without a time zone"
+    elif isinstance(value, Mapping) and not all(isinstance(key, str) for key in value):
+        what = "a dict with keys that are not strings"
+    if what is not None:
+        raise ValidationError(f"{where}: {what} would not come back as it is; convert it to numbers, text or UTC")
 
 
 def _scalar_to_tagged(value: Any, where: str) -> Any:

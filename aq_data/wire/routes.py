@@ -14,7 +14,6 @@ __all__ = [
     "array_path",
     "datafile_path",
     "file_path",
-    "zarr_path",
 ]
 
 API = "/api/v1"
@@ -37,7 +36,3 @@ def array_path(id: str, name: str) -> str:
 
 def file_path(id: str, name: str) -> str:
     return f"{datafile_path(id)}/files/{quote(name, safe='')}"
-
-
-def zarr_path(id: str) -> str:
-    return f"{datafile_path(id)}/zarr"

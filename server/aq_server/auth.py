@@ -50,6 +50,9 @@ class Guard:
         self._hosts = LOCAL_NAMES | {host.lower() for host in allowed_hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if str(scope["type"]) == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": "there are no websockets here"})
+            return
         if scope["type"] == ScopeType.HTTP:
             try:
                 await self._admit(scope)

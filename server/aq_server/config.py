@@ -110,7 +110,7 @@ def load_config(path: Path | None, environ: Mapping[str, str], flags: Mapping[st
     """
     merged: dict[str, Any] = {}
     chosen = path or default_path()
-    if path is not None or chosen.exists():
+    if path is not None or os.environ.get("AQ_DATA_CONFIG") or chosen.exists():
         merged = _read(chosen)
         _convert(merged, f"in {chosen}")
     environment = _from_environment(environ)

@@ -86,6 +86,7 @@ class Observer:
             # HEAD is answered as GET without its body, on every route alike.
             # A copy: the HTTP server looks at its own scope to know that no body may follow.
             scope = cast(Scope, {**scope, "method": "GET"})
+        scope["state"]["is_head"] = is_head
         status, started = 500, time.perf_counter()
 
         async def observed(message: Message) -> None:
@@ -106,4 +107,10 @@ class Observer:
             self._requests.labels(method, route, status).inc()
             self._seconds.labels(method, route).observe(elapsed)
             fields = {"request_id": request_id, "method": method, "path": scope["path"], "status": status}
-            log.debug("request", extra={"fields": {**fields, "ms": round(elapsed * 1000, 2)}})
+            # Reads come by the thousand; what changed something, and what failed, is told at the default level.
+            is_told = status >= 400 or scope.get("method") not in ("GET", "OPTIONS")
+            log.log(
+                logging.INFO if is_told else logging.DEBUG,
+                "request",
+                extra={"fields": {**fields, "ms": round(elapsed * 1000, 2)}},
+            )

@@ -228,7 +228,7 @@ def test_every_request_is_one_json_line_with_its_id(serve):
     assert httpx.get(f"{process.url}/healthz").status_code == 200
     lines = lines_of(process.stop())
     (mine,) = (line for line in lines if line.get("request_id") == "mine-1")
-    assert (mine["method"], mine["status"], mine["level"]) == ("GET", 404, "debug")
+    assert (mine["method"], mine["status"], mine["level"]) == ("GET", 404, "info")
     assert mine["path"].startswith(f"{DATAFILES}/x")
     assert mine["ms"] >= 0
     for line in lines:

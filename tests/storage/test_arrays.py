@@ -472,16 +472,17 @@ def test_bytes_that_are_no_texts_are_refused(dtype, data):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 def test_no_room_for_the_buffer_file_is_unavailable(monkeypatch, tmp_path, code):
-    def full(descriptor, offset, length):
+    def full(**options):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(store_module, "SLAB_BYTES", 64)
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(store_module.tempfile, "TemporaryFile", full)
 
     async def run():
         blobs = MemoryBlobs()
+        writer = ArrayStore(blobs, tmp_path).writer(ID, "1", NewArray("x", "<f8", (1000,)))
         with pytest.raises(UnavailableError):
-            ArrayStore(blobs, tmp_path).writer(ID, "1", NewArray("x", "<f8", (1000,)))
+            await writer.write(memoryview(bytes(8)))
         await blobs.close()
         assert list(tmp_path.iterdir()) == []
 

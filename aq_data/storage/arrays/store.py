@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,10 @@ __all__ = ["ArrayStore", "ArrayWriter", "group_prefix", "plan_array"]
 SLAB_BYTES = 32 << 20
 """Values held in memory per array being written, and per piece of a large read."""
 LEAST_SLAB_BYTES = 1 << 20
+SMALL_READ_CHUNKS = 4
+SMALL_AROUND_SECONDS = 0.03
+PAUSE_SECONDS = 0.002
+"""While somebody reads slices, a stream pauses so long after each piece: it has half the throughput, they their latency."""
 TEXT_BYTES = 256 << 20
 """Variable-length text is held whole while it arrives; more than this in one array is refused."""
 TEXT_ITEM = 16
@@ -111,10 +115,15 @@ class ArrayWriter:
     async def finish(self) -> None:
         """Every byte is stored (or pending). ValidationError when some are missing."""
         if self._text is not None:
-            self._take_text(bytes(self._text))
+            await asyncio.to_thread(self._take_text, bytes(self._text))
         elif self._received != self.info.nbytes:
             raise self._wrong_length("fewer")
         await self._wait(0)
+
+    async def flush(self) -> None:
+        """Write what is pending now, to free its memory."""
+        items, self.pending = self.pending, []
+        await self._blobs.put_many(items)
 
     async def discard(self) -> None:
         """Stop what runs; the caller removes the prefix."""
@@ -122,6 +131,8 @@ class ArrayWriter:
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
+        if self._rows is not None:
+            self._rows.close()
 
     def _wrong_length(self, word: str) -> ValidationError:
         return ValidationError(
@@ -192,22 +203,17 @@ class _Rows:
         self._bands = max(1, SLAB_BYTES // max(1, band))
         self._next_row = 0
         self._buffer: np.ndarray[Any, Any] = np.empty(0, "u1")
-        self._filled = 0
+        self._filled = self._size = 0
+        self._file: Any = None
         self._open()
 
     def _open(self) -> None:
         rows = self._rows_left()
-        size = rows * self._row_bytes if self._info.shape else self._dtype.itemsize
-        self._filled = 0
-        if size <= 2 * SLAB_BYTES:
-            self._buffer = np.empty(size, "u1")
-            return
-        try:
-            with tempfile.TemporaryFile(dir=self._scratch) as file:
-                os.posix_fallocate(file.fileno(), 0, size)  # a full disk must fail here, not as a signal in the mapping
-                self._buffer = np.memmap(file, dtype="u1", mode="r+", shape=(size,))
-        except OSError as exc:
-            raise UnavailableError(f"no room to buffer {size >> 20} MiB: {exc.strerror}") from exc
+        self._size = rows * self._row_bytes if self._info.shape else self._dtype.itemsize
+        self._filled, self._file = 0, None
+        self._in_file = self._size > 2 * SLAB_BYTES
+        if not self._in_file:
+            self._buffer = np.empty(self._size, "u1")
 
     def _rows_left(self) -> int:
         if not self._info.shape:
@@ -216,11 +222,20 @@ class _Rows:
 
     @property
     def is_full(self) -> bool:
-        return self._filled == len(self._buffer) > 0
+        return self._filled == self._size > 0
 
     def fill(self, data: memoryview) -> int:
-        count = min(len(data), len(self._buffer) - self._filled)
-        self._buffer[self._filled : self._filled + count] = np.frombuffer(data[:count], "u1")
+        """Take as many bytes as there is room for; how many. UnavailableError when the disk has no room for them."""
+        count = min(len(data), self._size - self._filled)
+        if self._in_file:
+            try:
+                # Made by the first bytes and growing with them: a declaration alone takes no room.
+                self._file = self._file or tempfile.TemporaryFile(dir=self._scratch, buffering=0)  # noqa: SIM115
+                count = self._file.write(data[:count])
+            except OSError as exc:
+                raise UnavailableError(f"no room to buffer {self._size >> 20} MiB: {exc.strerror}") from exc
+        else:
+            self._buffer[self._filled : self._filled + count] = np.frombuffer(data[:count], "u1")
         self._filled += count
         return count
 
@@ -228,14 +243,30 @@ class _Rows:
         """The full rows as an array, and the chunk row they start at; the buffer is fresh afterwards."""
         rows = self._rows_left()
         shape = (rows, *self._tail) if self._info.shape else ()
-        values = self._buffer.view(self._dtype).reshape(shape)
+        buffer: np.ndarray[Any, Any] = self._buffer
+        if self._file is not None:
+            with self._file as file:
+                buffer = np.memmap(file, dtype="u1", mode="r", shape=(self._size,))
+        values = buffer.view(self._dtype).reshape(shape)
         first = self._next_row // self._info.chunks[0] if self._info.shape else 0
         self._next_row += rows
         if self._info.shape and self._next_row < self._info.shape[0]:
             self._open()
         else:
-            self._buffer, self._filled = np.empty(0, "u1"), 0
+            self.close()
         return values, first
+
+    def close(self) -> None:
+        """Let go of the buffer."""
+        self._buffer, self._filled, self._size = np.empty(0, "u1"), 0, 0
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __del__(self) -> None:
+        # A writer that is dropped with its task, without `discard`, must not keep a file open.
+        if self._file is not None:
+            self._file.close()
 
 
 class ArrayStore:
@@ -245,6 +276,7 @@ class ArrayStore:
         """`scratch` is a folder for buffers too large for memory; None is the system's."""
         self.blobs, self._scratch = blobs, scratch
         self._streams = 0
+        self._last_small = 0.0
 
     def writer(self, id: str, attempt: str, new: NewArray) -> ArrayWriter:
         """Begin one array of an attempt."""
@@ -273,6 +305,8 @@ class ArrayStore:
         dtype = parse_dtype(array.dtype, array.name)
         result = np.empty(selection.full_shape, dtype=dtype)
         parts = list(chunk_parts(selection, array.chunks))
+        if len(parts) <= SMALL_READ_CHUNKS:
+            self._last_small = time.monotonic()
         keys = [f"{prefix}/{chunk_key(array.name, part.index)}" for part in parts]
 
         def consume(i: int, data: bytes) -> None:
@@ -283,6 +317,11 @@ class ArrayStore:
         except NotFoundError as exc:
             raise CorruptionError(f"array {array.name!r} has lost a chunk: {exc}; `aq-data verify` lists all") from exc
         return result.reshape(selection.shape)
+
+    async def give_way(self) -> None:
+        """What a stream awaits between two pieces: nothing long, unless small reads came just now, for which it pauses."""
+        small_around = time.monotonic() - self._last_small < SMALL_AROUND_SECONDS
+        await asyncio.sleep(PAUSE_SECONDS if small_around else 0)
 
     async def stream(
         self, prefix: str, array: ArrayInfo, selection: Selection, limit: int | None = None

@@ -30,7 +30,7 @@ class Workers:
     async def run(self, call: Callable[[], T]) -> T:
         """`call()` in a thread."""
         future = self._quick.submit(call)
-        await _finished([future])
+        await _finished([future], threading.Event())
         return future.result()
 
     async def each(self, count: int, call: Callable[[int], None]) -> None:
@@ -53,10 +53,7 @@ class Workers:
                     raise
 
         futures = [self._bulk.submit(work) for _ in range(min(self.width, count))]
-        try:
-            await _finished(futures)
-        finally:
-            failed.set()
+        await _finished(futures, failed)
         for future in futures:
             future.result()
 
@@ -65,8 +62,8 @@ class Workers:
         self._bulk.shutdown()
 
 
-async def _finished(futures: list[Future[T]]) -> None:
-    """Return when no thread works any more, also when the caller is cancelled meanwhile (which is then raised).
+async def _finished(futures: list[Future[T]], stop: threading.Event) -> None:
+    """Return when no thread works any more, also when the caller is cancelled meanwhile: `stop` is set, it is raised then.
 
     Nobody may write into a buffer or a descriptor that its owner has already let go.
     """
@@ -77,6 +74,7 @@ async def _finished(futures: list[Future[T]]) -> None:
                 await asyncio.shield(waiting)
             except asyncio.CancelledError as exc:
                 cancelled = exc
+                stop.set()
             except BaseException:  # noqa: BLE001  (the caller takes it from the future)
                 break
     if cancelled is not None:

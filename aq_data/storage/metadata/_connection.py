@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from aq_data.errors import AqDataError, StorageError, UnavailableError
+from aq_data.errors import AqDataError, QueryError, StorageError, UnavailableError
 from aq_data.storage.metadata._sql import PRAGMAS
 
 __all__ = ["Writer", "border", "open_connection", "translate"]
@@ -26,9 +26,14 @@ IDLE_SECONDS = 0.05
 """Without a write for so long, the writer does its work in the background."""
 
 
+_TOO_LARGE = ("parser stack overflow", "Expression tree is too large", "too many SQL variables")
+
+
 def translate(exc: sqlite3.Error | sqlite3.Warning) -> AqDataError:
     """Our error for SQLite's: what a wait may mend is UnavailableError, everything else StorageError."""
     name = getattr(exc, "sqlite_errorname", None) or type(exc).__name__
+    if any(sign in str(exc) for sign in _TOO_LARGE):
+        return QueryError(f"the filter is too large for the database: {exc}")
     message = f"the metadata database failed ({name}): {exc}"
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR")):
         return UnavailableError(message)

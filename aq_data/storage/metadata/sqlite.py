@@ -20,10 +20,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from aq_data.errors import ConfigError, UnavailableError
+from aq_data.errors import AqDataError, ConfigError, UnavailableError
 from aq_data.models.datafile import DataFile, DataFileId
 from aq_data.models.query import Node
-from aq_data.models.terms import SortKey, sort_key, terms
+from aq_data.models.terms import SortKey, sort_key, terms_at
 from aq_data.models.values import format_instant
 from aq_data.storage.metadata._connection import Writer, border, open_connection
 from aq_data.storage.metadata._index import TermIndex
@@ -43,9 +43,10 @@ T = TypeVar("T")
 
 EXACT_TOTAL = 10_000
 """Totals are counted exactly up to here; `count` is always exact."""
-COLLECT = 500
+COLLECT = 200
 """Up to this many matches are fetched and sorted here; more are walked in the order of the term index."""
-CACHED_RECORDS = 2048
+CACHED_BYTES = 32 << 20
+"""Encoded size of the records kept in memory; one over a hundredth of it is read anew each time."""
 SCANNED = 200
 
 
@@ -62,6 +63,8 @@ class SqliteStore(MetadataStore):
         # In memory there is one connection, which readers and the writer take in turns.
         self._memory_lock = threading.RLock()
         self._records: dict[DataFileId, Record] = {}
+        self._sizes: dict[DataFileId, int] = {}
+        self._cached_bytes = 0
         self._index = TermIndex()
         self._readers = ThreadPoolExecutor(4, thread_name_prefix="sqlite-read")
         with border():
@@ -170,14 +173,27 @@ class SqliteStore(MetadataStore):
             row = connection.execute("SELECT revision FROM datafiles WHERE id=?", (id,)).fetchone()
             if row is None:
                 return None
-            known = self._records.pop(id, None)
-            if known is None or known.document.revision != row[0]:
-                known = _load(connection, id)
-        if known is not None:
-            self._records[id] = known
-            if len(self._records) > CACHED_RECORDS:
-                del self._records[next(iter(self._records))]
-        return known
+            known = self._records.get(id)
+            if known is not None and known.document.revision == row[0]:
+                self._records[id] = self._records.pop(id)  # the most recently used is the last to go
+                return known
+            found = connection.execute("SELECT document, attempt, digest FROM datafiles WHERE id=?", (id,)).fetchone()
+        record = _record(found)
+        self._keep(record, len(found[0]))
+        return record
+
+    def _keep(self, record: Record, size: int) -> None:
+        id = record.document.id
+        if id in self._records:
+            del self._records[id]
+            self._cached_bytes -= self._sizes.pop(id)
+        if size <= CACHED_BYTES // 100:
+            self._records[id], self._sizes[id] = record, size
+            self._cached_bytes += size
+        while self._cached_bytes > CACHED_BYTES:
+            oldest = next(iter(self._records))
+            del self._records[oldest]
+            self._cached_bytes -= self._sizes.pop(oldest)
 
     async def search(self, node: Node, sort: SortKey, limit: int, cursor: str | None, include_deleted: bool = False) -> Page:
         start = Cursor.decode(cursor, sort) if cursor is not None else None
@@ -323,10 +339,15 @@ def _search(
     return _page(found, sort, limit, min(total, EXACT_TOTAL), total <= EXACT_TOTAL)
 
 
+def _sort_key(document: bytes, sort: SortKey) -> tuple[int, Any]:
+    try:
+        return sort_key(frozenset(terms_at(msgspec.json.decode(document), sort.path)), sort)
+    except (ArithmeticError, AqDataError, LookupError, TypeError, ValueError):
+        return (0, 0)  # as one without a value: it could not be indexed either
+
+
 def _collected(rows: list[tuple[int, bytes]], sort: SortKey, limit: int, start: Cursor | None) -> Page:
-    keyed = [
-        (Cursor(sort_key(frozenset(terms(msgspec.json.decode(document))), sort), seq), document) for seq, document in rows
-    ]
+    keyed = [(Cursor(_sort_key(document, sort), seq), document) for seq, document in rows]
     keyed.sort(key=lambda row: (row[0].key, row[0].seq), reverse=sort.descending)
     if start is not None:
         keyed = [row for row in keyed if start.is_after(row[0].key, row[0].seq, sort)]

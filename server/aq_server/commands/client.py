@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 import aq_data
-from aq_data.errors import ValidationError
+from aq_data.errors import AqDataError, ValidationError
 from aq_data.models.values import from_tagged, to_tagged
 
 __all__ = ["run_export", "run_get", "run_import", "run_ls", "run_save", "run_search", "run_show"]
@@ -63,9 +63,11 @@ def _dataset(path: Path) -> Any:
         )
     import xarray as xr
 
-    # Values as they stand in the file, not decoded: what was stored is what is kept.
+    # As xarray shows them: times and packed values decoded.
     if path.suffix == ".zarr":
-        return xr.open_zarr(path).drop_attrs(deep=False)
+        dataset = xr.open_zarr(path)
+        dataset.attrs.pop("aq_data", None)
+        return dataset
     for engine in ("h5netcdf", "netcdf4", "scipy"):
         try:
             return xr.open_dataset(path, engine=engine)
@@ -111,7 +113,7 @@ def run_import(options: argparse.Namespace) -> int:
                 fields = _fields(options, path.stem)
                 file = client.save(_dataset(path), metadata=_metadata(options.meta), files=options.attach, **fields)
                 _say_saved(file, options.json)
-            except ValidationError as exc:
+            except AqDataError as exc:
                 failed += 1
                 print(f"aq-data: {path}: {exc}", file=sys.stderr)
     return 1 if failed else 0
@@ -175,6 +177,8 @@ def run_get(options: argparse.Namespace) -> int:
         array = file[options.array]
         values = array.select(options.sel)
         if options.output:
+            if array.dtype.kind in "OT":
+                values = np.asarray(values, dtype=str)  # .npy has no text of variable length
             with Path(options.output).open("wb") as output:
                 np.save(output, values, allow_pickle=False)
         elif options.json:

@@ -34,7 +34,10 @@ def parse_age(text: str) -> timedelta:
     match = _AGE.fullmatch(text)
     if match is None:
         raise ValidationError(f"an age looks like 0s, 30m, 1h or 7d, not {text!r}")
-    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+    try:
+        return timedelta(**{_UNITS[match[2]]: int(match[1])})
+    except OverflowError as exc:
+        raise ValidationError(f"the age {text!r} is longer than any clock counts") from exc
 
 
 def _run(options: argparse.Namespace, work: Callable[[Stores], Awaitable[int]], *, must_exist: bool = True) -> int:

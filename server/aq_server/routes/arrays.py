@@ -31,7 +31,7 @@ FORMATS = {"raw": RAW, "npy": NPY, "json": JSON, "csv": CSV, "arrow": ARROW}
 
 WHOLE_BYTES = 1 << 20
 """Up to this size an answer is one piece; beyond, values stream while the next are read."""
-TEXT_FORM_BYTES = 8 << 20
+TEXT_FORM_BYTES = 4 << 20
 """JSON, CSV and Arrow are made in memory: of at most this many bytes of values."""
 
 
@@ -79,14 +79,14 @@ class ArrayRoutes(Controller):
         if matches_etag(request, etag):
             return Response(b"", status_code=304, headers=headers)
         if media in (RAW, NPY):
-            return await _raw(part, media, headers)
+            return await _raw(part, media, headers, request.scope["state"].get("is_head", False))
         values = await _bounded(part, media)
         if media == JSON:
-            content = as_json(values)
+            content = await asyncio.to_thread(as_json, values)
         elif media == CSV:
-            content = as_csv(values)
+            content = await asyncio.to_thread(as_csv, values)
         else:
-            content = arrow_stream(values, name, part.array.dims)
+            content = await asyncio.to_thread(arrow_stream, values, name, part.array.dims)
         return Response(content, media_type=media, headers=headers)
 
     @put(
@@ -115,28 +115,40 @@ def _choose(accept: str, format: str, part: Slice) -> str:
         if media is None:
             raise NotAcceptableError(f"format is one of {', '.join(FORMATS)}, not {format[:40]!r}")
     else:
-        media = Accept(accept).best_match(possible)
+        try:
+            media = Accept(accept).best_match(possible)
+        except (ValueError, OverflowError):  # a quality that is no number
+            media = None
     if media is None or media not in possible:
         reason = "variable-length text has no raw form; " if is_text else ""
         raise NotAcceptableError(f"{reason}this array can be sent as {', '.join(possible)}")
     return media
 
 
-async def _raw(part: Slice, media: str, headers: dict[str, str]) -> Response[bytes] | Stream:
+async def _raw(part: Slice, media: str, headers: dict[str, str], without_body: bool) -> Response[bytes] | Stream:
     dtype = parse_dtype(part.array.dtype, part.array.name)
     head = npy_header(dtype, part.selection.shape) if media == NPY else b""
     length = len(head) + int(np.prod(part.selection.full_shape, dtype=object)) * dtype.itemsize
     if length <= WHOLE_BYTES:
         return Response(head + (await part.read()).tobytes(), media_type=media, headers=headers)
+    if without_body:
+        return Response(b"", media_type=media, headers={**headers, "Content-Length": str(length)})
+
+    stream = part.stream()
+    # The first values are read before the head is sent: damage there is answered as what it is.
+    first = await anext(stream)
 
     async def pieces() -> AsyncIterator[bytes]:
         if head:
             yield head
-        async for values in part.stream():
+        for piece in array_pieces(first):
+            yield bytes(piece)
+            await part.give_way()
+        async for values in stream:
             for piece in array_pieces(values):
                 yield bytes(piece)
                 # A socket with room never makes this task wait: let small requests come in between all the same.
-                await asyncio.sleep(0)
+                await part.give_way()
 
     return Stream(pieces(), media_type=media, headers={**headers, "Content-Length": str(length)})
 

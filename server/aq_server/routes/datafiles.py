@@ -136,7 +136,9 @@ class DataFileRoutes(Controller):
     ) -> Response[bytes]:
         media = ("application/merge-patch+json", JSON)
         merge = await json_body(request, dict[str, Any], config.max_document_bytes, media)
-        return document_response(await datafiles.patch(datafile_id, merge, if_match(request)), 200)
+        return document_response(
+            await datafiles.patch(datafile_id, merge, if_match(request), request.scope["state"].get("user")), 200
+        )
 
     @delete(
         "/{datafile_id:str}",
@@ -276,6 +278,8 @@ class FileRoutes(Controller):
         headers["Content-Security-Policy"] = "sandbox"
         if wanted:
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{info.size}"
+        if request.scope["state"].get("is_head"):
+            stop = start  # headers alone
         return Stream(stored.read(start, stop), status_code=206 if wanted else 200, headers=headers)
 
     @put(

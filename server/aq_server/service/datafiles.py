@@ -44,12 +44,14 @@ from aq_data.storage.arrays.blobs import Upload
 from aq_data.storage.arrays.store import ArrayStore, ArrayWriter, group_prefix
 from aq_data.storage.metadata.store import MetadataStore, Record
 
-__all__ = ["TOMBSTONE", "DataFiles", "Save", "StoredFile"]
+__all__ = ["TOMBSTONE", "DataFiles", "Save", "StoredFile", "write_newest_copy"]
 
 log = logging.getLogger("aq_data")
 
 TOMBSTONE = "tombstone-"
 """How the names of deletion marks beside the attempts of an id begin."""
+HELD_BYTES = 16 << 20
+"""Values of one-chunk arrays that wait in memory to be written at one go with the rest of a save."""
 COMPARE_AND_SET_TRIES = 50
 """A change without `If-Match` starts over when another came first; this often before it gives up."""
 
@@ -63,7 +65,7 @@ class _FileWriter:
 
     def __init__(self, name: str, content_type: str, key: str, upload: Upload | None) -> None:
         # What no header could carry back is kept as "some bytes".
-        is_plain = content_type.isascii() and content_type.isprintable()
+        is_plain = content_type.isascii() and content_type.isprintable() and len(content_type) <= 255
         self._name, self._content_type, self._key = name, content_type if is_plain else "application/octet-stream", key
         self._upload = upload
         self._size = 0
@@ -85,6 +87,16 @@ class _FileWriter:
             await self._upload.discard()
 
 
+async def write_newest_copy(metadata: MetadataStore, arrays: ArrayStore, record: Record) -> None:
+    """Write the copy until it is that of the newest revision: a slower process may have written an older one over it."""
+    while True:
+        await arrays.write_copy(record.document, record.attempt, record.digest)
+        newest = await metadata.get(record.document.id)
+        if newest is None or newest.document.revision == record.document.revision or newest.attempt != record.attempt:
+            return
+        record = newest
+
+
 class Save:
     """One attempt to save one DataFile: feed arrays and files in any order, then `commit` or `discard`.
 
@@ -101,6 +113,7 @@ class Save:
         self._file: _FileWriter | None = None
         self._files: list[FileInfo] = []
         self._publishing = False
+        self._held = 0
 
     async def begin_array(self, index: int) -> None:
         """The bytes that follow are those of the declared array `index`."""
@@ -141,6 +154,12 @@ class Save:
             writer, self._current = self._writers[self._current], None
             if writer is not None:
                 await writer.finish()
+                self._held += writer.info.nbytes if writer.pending else 0
+                if self._held > HELD_BYTES:
+                    for other in self._writers:
+                        if other is not None:
+                            await other.flush()
+                    self._held = 0
 
     async def commit(self) -> tuple[DataFile, bool]:
         """Publish. The document and whether it is new; ConflictError (`id_taken`) when the id holds other content."""
@@ -239,6 +258,7 @@ class DataFiles:
 
     async def get(self, id: str, include_deleted: bool = False) -> Record:
         """The record; NotFoundError, with code `deleted` for a tombstone unless those are included."""
+        id = id.lower()
         record = await self.metadata.get(id)
         if record is None:
             raise NotFoundError(f"there is no DataFile {id[:60]!r}")
@@ -264,22 +284,19 @@ class DataFiles:
         raise UnavailableError(f"DataFile {id} is being changed by many others at once; try again")
 
     async def _update_copy(self, record: Record) -> None:
-        """Write the copy until it is that of the newest revision: a slower process may have written an older one over it.
-
-        The change itself is committed. A copy that cannot be written now is logged; `verify --repair` catches it up.
-        """
+        """The change is committed. A copy that cannot be written now is logged; `verify --repair` catches it up."""
         try:
-            while True:
-                await self.arrays.write_copy(record.document, record.attempt, record.digest)
-                newest = await self.metadata.get(record.document.id)
-                if newest is None or newest.document.revision == record.document.revision:
-                    return
-                record = newest
+            await write_newest_copy(self.metadata, self.arrays, record)
         except AqDataError as exc:
             log.warning("a metadata copy is behind", extra={"fields": {"id": record.document.id, "error": str(exc)}})
 
-    async def patch(self, id: str, patch: dict[str, Any], if_match: int | None) -> DataFile:
-        """Merge `patch` (RFC 7396) into the document; see `apply_patch` for what is refused."""
+    async def patch(self, id: str, patch: dict[str, Any], if_match: int | None, user: str | None = None) -> DataFile:
+        """Merge `patch` (RFC 7396) into the document; see `apply_patch` for what is refused.
+
+        Where tokens tell who the user is (`user` is set), the field `user` cannot be patched.
+        """
+        if user is not None and "user" in patch:
+            raise ValidationError("'user' comes from the token; it cannot be patched")
         return await self.change(id, lambda document, now: apply_patch(document, patch, now), if_match)
 
     async def delete(self, id: str, if_match: int | None) -> None:
@@ -318,6 +335,8 @@ class DataFiles:
             names = ", ".join(repr(info.name) for info in record.document.files) or "none"
             raise NotFoundError(f"DataFile {id} has no file {name[:80]!r}; it has {names}")
         key = _file_key(id, record.attempt, info.key)
+        if await self._stored_size(key) != info.size:
+            raise CorruptionError(f"file {name!r} of DataFile {id} is missing or not as long as recorded")
 
         async def read(start: int, stop: int) -> AsyncIterator[bytes]:
             while start < stop:
@@ -328,6 +347,12 @@ class DataFiles:
                 yield piece
 
         return StoredFile(info, read)
+
+    async def _stored_size(self, key: str) -> int | None:
+        try:
+            return await self.arrays.blobs.size(key)
+        except NotFoundError:
+            return None
 
     async def attach(self, id: str, name: str, content_type: str, body: AsyncIterator[bytes]) -> tuple[FileInfo, bool]:
         """Attach one more file; whether it is new. The same content again is harmless, other content is ConflictError."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,16 +13,17 @@ import numpy as np
 
 from aq_data.errors import AqDataError, CorruptionError, NotFoundError
 from aq_data.models.arrays import ArrayInfo, parse_dtype
-from aq_data.models.datafile import DataFile
+from aq_data.models.datafile import DataFile, check_document, is_id
 from aq_data.storage.arrays.chunking import chunk_grid
 from aq_data.storage.arrays.format import array_document, chunk_key, decode_chunk
 from aq_data.storage.arrays.store import ArrayStore, group_prefix
 from aq_data.storage.metadata.store import MetadataStore, Record
-from aq_server.service.datafiles import TOMBSTONE
+from aq_server.service.datafiles import TOMBSTONE, write_newest_copy
 
 __all__ = ["Finding", "Maintenance", "Orphan", "Reindexed"]
 
 BATCH = 256
+_ATTEMPT = re.compile(r"[0-9a-f]{16}")
 
 
 class Orphan(msgspec.Struct, frozen=True):
@@ -83,8 +85,8 @@ class Maintenance:
         """
         for id in await self._arrays.blobs.children(""):
             for attempt in await self._arrays.blobs.children(id):
-                if attempt.startswith(TOMBSTONE) or id.startswith("."):
-                    continue
+                if not _ATTEMPT.fullmatch(attempt) or not is_id(id):
+                    continue  # not ours
                 record = await self._metadata.get(id)
                 if record is None or record.attempt != attempt or record.document.state == "deleted":
                     reason = "deleted" if record is not None and record.attempt == attempt else "never published"
@@ -121,7 +123,8 @@ class Maintenance:
         async for entry in self._arrays.blobs.walk(prefix):
             size, newest = size + entry.size, max(newest, entry.modified)
         age = max(0.0, time.time() - newest)
-        if age < older_than:
+        # Empty folders have no age to go by: they may belong to a save that is just beginning.
+        if age < older_than or (older_than and not newest):
             return None
         if delete:
             await self._metadata.bar(id, bar)
@@ -140,8 +143,9 @@ class Maintenance:
 
     async def verify(self, repair: bool = False) -> AsyncIterator[Finding]:
         """Read every stored byte and compare it with its checksum and its record; yields what does not agree."""
-        async for record in self._metadata.scan():
-            if record.document.state != "deleted":
+        async for scanned in self._metadata.scan():
+            record = await self._metadata.get(scanned.document.id)  # the scan reads ahead
+            if record is not None and record.document.state != "deleted":
                 async for finding in self._verify_record(record, repair):
                     yield finding
         async for orphan in self.gc(0.0, delete=False):
@@ -183,13 +187,15 @@ class Maintenance:
         document = record.document
         try:
             copy = _read_copy(await self._arrays.blobs.get(f"{prefix}/zarr.json"))
-            if copy.revision == document.revision and copy.document == document:
+            newest = await self._metadata.get(document.id)
+            document = newest.document if newest is not None else document
+            if copy.revision >= document.revision and (copy.document == document or copy.revision > document.revision):
                 return None
             finding = Finding("stale_copy", document.id, f"the copy has revision {copy.revision}, not {document.revision}")
         except (NotFoundError, CorruptionError) as exc:
             finding = Finding("missing_group", document.id, f"zarr.json of the group is missing or unreadable: {exc}")
         if repair:
-            await self._arrays.write_copy(document, record.attempt, record.digest)
+            await write_newest_copy(self._metadata, self._arrays, record)
         return msgspec.structs.replace(finding, repaired=repair)
 
     async def _verify_array(self, id: str, prefix: str, array: ArrayInfo) -> AsyncIterator[Finding]:
@@ -271,7 +277,11 @@ class Maintenance:
             wanted |= {f"{prefix}/{chunk_key(array.name, index)}" for index in grid}
         if wanted - present:
             return f"attempt {attempt}: {len(wanted - present)} of {len(wanted)} blobs are missing"
-        document = msgspec.structs.replace(copy.document, path=self._arrays.blobs.location(prefix))
+        try:
+            document = check_document(copy.document)
+        except AqDataError as exc:
+            return f"attempt {attempt}: its copy is not valid: {exc}"
+        document = msgspec.structs.replace(document, path=self._arrays.blobs.location(prefix))
         return Record(document, attempt, copy.digest)
 
 

@@ -40,6 +40,10 @@ class Slice:
         """All selected values, of `selection.shape`."""
         return await self._arrays.read(self._prefix, self.array, self.selection)
 
+    async def give_way(self) -> None:
+        """Let small reads come in between two pieces of a stream."""
+        await self._arrays.give_way()
+
     def stream(self) -> AsyncIterator[np.ndarray[Any, Any]]:
         """The selected values in C order, in pieces that bound memory."""
         return self._arrays.stream(self._prefix, self.array, self.selection)
