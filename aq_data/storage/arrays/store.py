@@ -40,7 +40,7 @@ SLAB_BYTES = 32 << 20
 LEAST_SLAB_BYTES = 1 << 20
 SMALL_READ_CHUNKS = 4
 SMALL_AROUND_SECONDS = 0.03
-PAUSE_SECONDS = 0.002
+PAUSE_SECONDS = 0.003
 """While somebody reads slices, a stream pauses so long after each piece: it has half the throughput, they their latency."""
 TEXT_BYTES = 256 << 20
 """Variable-length text is held whole while it arrives; more than this in one array is refused."""

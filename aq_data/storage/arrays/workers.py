@@ -30,8 +30,12 @@ class Workers:
     async def run(self, call: Callable[[], T]) -> T:
         """`call()` in a thread."""
         future = self._quick.submit(call)
-        await _finished([future], threading.Event())
-        return future.result()
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if not future.cancelled():  # it runs: nothing may be taken from under it
+                await _finished([future], threading.Event())
+            raise
 
     async def each(self, count: int, call: Callable[[int], None]) -> None:
         """`call(i)` for each i below `count`, spread over the threads; the first failure stops the rest."""

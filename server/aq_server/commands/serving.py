@@ -99,6 +99,8 @@ def run_serve(options: argparse.Namespace) -> int:
     config = load_config(path, os.environ, flags).server
     configure_logging(config.log_level)
     needs_token = _needs_token(config)
+    # A worker thread gives up the interpreter after this long, not after 5 ms, the tail of small reads beside large ones.
+    sys.setswitchinterval(0.0005)
     with contextlib.closing(_bind(config)) as bound:
         server = _server(config, needs_token)
         url = _address(config, bound)
