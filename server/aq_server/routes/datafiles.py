@@ -31,7 +31,8 @@ from aq_server.routes.bodies import (
     media_type,
 )
 from aq_server.routes.openapi import BINARY, header, json_object, operation, refusals
-from aq_server.service.datafiles import DataFiles, Save
+from aq_server.service.datafiles import DataFiles
+from aq_server.service.saving import Save
 
 __all__ = ["DataFileRoutes", "FileRoutes"]
 
