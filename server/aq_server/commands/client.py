@@ -73,7 +73,9 @@ def _dataset(path: Path) -> Any:
             return xr.open_dataset(path, engine=engine)
         except (OSError, ValueError, TypeError, ImportError):
             continue
-    raise ValidationError(f"{path.name}: none of xarray's engines that are installed can read it")
+    raise ValidationError(
+        f"{path.name}: none of xarray's engines that are installed can read it; pip install 'aq-data[netcdf]' adds them"
+    )
 
 
 def _fields(options: argparse.Namespace, default_name: str) -> dict[str, Any]:
