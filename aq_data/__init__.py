@@ -16,15 +16,19 @@ if TYPE_CHECKING:
     from aq_data import errors
     from aq_data.client.client import Client
     from aq_data.client.datafile import DataFile, Hits
+    from aq_data.client.live import Event
+    from aq_data.client.sweeps import Sweep
     from aq_data.connecting import connect
 
-__all__ = ["Client", "DataFile", "Hits", "connect", "errors"]
+__all__ = ["Client", "DataFile", "Event", "Hits", "Sweep", "connect", "errors"]
 
 # `connect` lives in `connecting`: a module of its own name would take the function's place once imported.
 _HOMES = {
     "Client": "aq_data.client.client",
     "DataFile": "aq_data.client.datafile",
+    "Event": "aq_data.client.live",
     "Hits": "aq_data.client.datafile",
+    "Sweep": "aq_data.client.sweeps",
     "connect": "aq_data.connecting",
 }
 

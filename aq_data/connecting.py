@@ -28,6 +28,7 @@ def connect(target: str | os.PathLike[str] | None = None, *, token: str | None =
     Without `target`: the environment variable AQ_DATA_URL, else `client.url` of the configuration file, else
     http://127.0.0.1:5000. `token`: else AQ_DATA_TOKEN, else the configured `token_file`. Raises UnavailableError when
     nothing answers, or something that is not aq-data; ConfigError when the embedded mode lacks the [server] extra.
+    What processes that died left in the spool for this target is delivered in the background.
     """
     configured = _client_table()
     default = os.environ.get("AQ_DATA_URL") or configured.get("url") or DEFAULT_URL
@@ -36,7 +37,9 @@ def connect(target: str | os.PathLike[str] | None = None, *, token: str | None =
     if secret is None and chosen == configured.get("url"):
         secret = _token_from(configured.get("token_file"))  # only to whom it was meant for
     source = Source(_normal(chosen), secret, open_server if "://" in chosen else open_folder)
-    return Client(source.http(hold=True), source)
+    client = Client(source.http(hold=True), source)
+    client.deliver_left_behind()
+    return client
 
 
 def _normal(target: str) -> str:

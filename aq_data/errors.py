@@ -5,7 +5,7 @@
      ├─ SelectionError (IndexError)       correct the selection     400  bad_selection
      ├─ QueryError (ValueError)           correct the query         400  bad_query, bad_cursor
      ├─ ValidationError (ValueError)      correct what was sent     422  invalid, unsupported_dtype, bad_name
-     ├─ ConflictError                     decide which one counts   409  id_taken, finished, illegal_state
+     ├─ ConflictError                     decide which one counts   409  id_taken, finished, illegal_state, missing_blocks
      ├─ StaleRevisionError                read again, then change   412  stale_revision
      ├─ RangeError                        ask for a range inside   416  bad_range
      ├─ TooLargeError                     send less                 413  too_large
@@ -105,9 +105,12 @@ class ValidationError(AqDataError, ValueError):
 
 
 class ConflictError(AqDataError):
-    """The request contradicts what is stored: the id holds other content, or the arrays are finished."""
+    """The request contradicts what is stored: the id holds other content, the arrays are finished, blocks are missing.
 
-    codes = ("id_taken", "finished", "illegal_state")
+    With `missing_blocks`, `details["known"]` is the last number of the writer that is stored.
+    """
+
+    codes = ("id_taken", "finished", "illegal_state", "missing_blocks")
     status_hint = 409
 
 

@@ -15,7 +15,7 @@ from aq_data.models.arrays import parse_dtype
 from aq_data.models.selection import Axis, Selection, format_selection, parse_selection, select
 from aq_data.models.values import from_tagged
 from aq_data.wire.codec import JSON, RAW, raw_view
-from aq_data.wire.routes import array_path
+from aq_data.wire.routes import array_path, written_path
 
 __all__ = ["RemoteArray", "read_selection"]
 
@@ -44,6 +44,8 @@ class RemoteArray:
         self.nbytes: int = info["nbytes"]
         self.dtype: np.dtype[Any] = parse_dtype(info["dtype"], self.name)
         self.role: str = info.get("role", "data")
+        self.is_partial: bool = info.get("is_partial", False)
+        """Whether some elements were not measured (yet)."""
         self._attrs: dict[str, Any] = info.get("attrs", {})
 
     @property
@@ -66,6 +68,17 @@ class RemoteArray:
     def select(self, text: str) -> Any:
         """The same for the text form: `array.select("0:10,::2,-1")`."""
         return self._read(parse_selection(text, self.shape, self.name))
+
+    def written(self, text: str = "") -> np.ndarray[Any, Any]:
+        """Which of the elements that `select(text)` gives were measured, as booleans of its shape.
+
+        All of them in an array that was saved, or measured whole; elements that were not read as NaN, NaT, 0 or "".
+        """
+        selection = parse_selection(text, self.shape, self.name)
+        if 0 in selection.shape or not self.is_partial:
+            return np.ones(selection.shape, bool)
+        values = np.empty(selection.shape, bool)
+        return _read_raw(self._http, written_path(self._id, self.name), {"sel": format_selection(selection)}, values)
 
     def _read(self, selection: Selection) -> Any:
         values = read_selection(self._http, self._id, self.name, self.dtype, selection)
@@ -104,7 +117,7 @@ def read_selection(http: Http, id: str, name: str, dtype: np.dtype[Any], selecti
     if dtype.kind in "OT":
         return _read_text(http, array_path(id, name), params, dtype, selection.shape)
     try:
-        return _read_raw(http, array_path(id, name), params, dtype, selection.shape)
+        return _read_raw(http, array_path(id, name), params, np.empty(selection.shape, dtype))
     except UnavailableError as exc:
         if not exc.details.get("broke") or math.prod(selection.shape) * dtype.itemsize <= STREAMED_FROM:
             raise
@@ -142,10 +155,8 @@ def _in_parts(http: Http, id: str, name: str, dtype: np.dtype[Any], selection: S
     return np.concatenate([read_selection(http, id, name, dtype, with_axis(part)) for part in parts], axis=position)
 
 
-def _read_raw(
-    http: Http, path: str, params: dict[str, str], dtype: np.dtype[Any], shape: tuple[int, ...]
-) -> np.ndarray[Any, Any]:
-    values = np.empty(shape, dtype)
+def _read_raw(http: Http, path: str, params: dict[str, str], values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Fill `values` with the raw answer."""
     buffer = raw_view(values)
     for attempt in range(TRIES):
         try:

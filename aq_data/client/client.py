@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,16 +14,22 @@ import msgspec
 from aq_data.client.connections import Source, release
 from aq_data.client.datafile import DataFile, Hits
 from aq_data.client.http import TRIES, Body, Http, decoded
+from aq_data.client.live import Event, deliver_in_background, deliver_left_behind, follow
 from aq_data.client.outgoing import OutgoingArray, OutgoingFile, outgoing_arrays, outgoing_files
 from aq_data.client.progress import progress
-from aq_data.errors import NotFoundError, UnavailableError, ValidationError
+from aq_data.client.spool import spool_root
+from aq_data.client.sweeps import Sweep, declare_sweep, new_spool, spool_opening
+from aq_data.errors import ConflictError, NotFoundError, UnavailableError, ValidationError
 from aq_data.models.datafile import TYPED_FIELDS, check_id, make_id
+from aq_data.models.sweep import NewSweep, NewSweepArray, check_new_sweep
 from aq_data.models.values import format_instant, from_tagged, to_tagged
 from aq_data.wire.codec import JSON, MultipartBody, Part
-from aq_data.wire.routes import COUNT, DATAFILES, DISTINCT, SEARCH, datafile_path
+from aq_data.wire.routes import COUNT, DATAFILES, DISTINCT, SEARCH, datafile_path, sweep_path
 
 __all__ = ["Client"]
 
+DELIVERING_SECONDS = 60.0
+"""`close` waits so long for what is being delivered; the rest stays in the spool."""
 PAGE = 1000
 """Documents the server gives at once."""
 
@@ -34,6 +42,7 @@ class Client:
 
     def __init__(self, http: Http, source: Source) -> None:
         self._http, self._source, self._is_open = http, source, True
+        self._delivering: threading.Thread | None = None
 
     def __enter__(self) -> Client:
         return self
@@ -48,6 +57,8 @@ class Client:
         """Let go of connections; in the embedded mode finish writing and let go of the folder."""
         if self._is_open:
             self._is_open = False
+            if self._delivering is not None:
+                self._delivering.join(DELIVERING_SECONDS)
             release(self._http)
 
     def save(
@@ -89,6 +100,90 @@ class Client:
             body = _form(encoded, arrays, attached)
         response = self._http.request("POST", DATAFILES, body)
         return self._file(decoded(response))
+
+    def sweep(
+        self,
+        name: str = "",
+        *,
+        dims: Mapping[str, Any],
+        variables: Mapping[str, Any],
+        metadata: Mapping[str, Any] | None = None,
+        attrs: Mapping[str, Any] | None = None,
+        planned: Mapping[str, int] | None = None,
+        notify: Sequence[str] = (),
+        id: str | None = None,
+        chunks: Mapping[str, Sequence[int]] | None = None,
+        codec: str | None = None,
+        spool: str | os.PathLike[str] | None = None,
+        **fields: Any,
+    ) -> Sweep:
+        """Open a DataFile that grows while it is measured; a context manager that finishes it.
+
+        `dims`: each dim with the values of its coordinate (or `(values, attrs)`), a length, or None where it grows; the
+        coordinate of a growing dim is written like any variable (float64 unless `variables` declares it). `variables`:
+        name to `(dtype, dims[, attrs])`. `planned`: expected lengths of growing dims. `notify`: webhook addresses of the
+        server's list to tell of the end. `metadata`, `chunks`, `codec` and the typed fields are as in `save`. `spool`: the
+        folder that keeps what has not arrived (default AQ_DATA_SPOOL, else ~/.aq_data/spool).
+
+        What the server refuses is raised; when it is away the sweep begins in the spool. ValidationError for what cannot be.
+        """
+        for field in fields:
+            if field not in TYPED_FIELDS:
+                raise ValidationError(f"there is no field {field!r}; free settings go into metadata={{{field!r}: …}}")
+        arrays, given = declare_sweep(dims, variables, chunks, codec)
+        typed = {field: to_tagged(_instant(field, value), field) for field, value in fields.items()}
+        document = {
+            **typed,
+            "id": check_id(id) if id is not None else make_id(time.time_ns() // 1_000_000, os.urandom(10)),
+            "name": name,
+            "metadata": to_tagged(dict(metadata or {})),
+            "attrs": to_tagged(dict(attrs or {}), "attrs", keep_arrays=True),
+            "planned": dict(planned or {}),
+            "notify": tuple(notify),
+        }
+        try:
+            new = msgspec.structs.replace(msgspec.convert(document, NewSweep), arrays=tuple(arrays))
+        except msgspec.ValidationError as exc:
+            raise ValidationError(f"the sweep's fields do not fit: {exc}") from exc
+        check_new_sweep(new)
+        own = new_spool(Path(spool) if spool is not None else spool_root(), self._source.target, document["id"], name)
+        try:
+            spool_opening(own, new, given)
+            sweep = Sweep(self._http, own, new.arrays)
+            sweep.begin()
+        except BaseException:
+            own.remove()
+            raise
+        return sweep
+
+    def resume_sweep(self, id: str, *, spool: str | os.PathLike[str] | None = None) -> Sweep:
+        """Go on with an open sweep: as a second writer beside others, or after a crash or a stop.
+
+        What an earlier process of this computer left in the spool is delivered first. ConflictError when it has ended.
+        """
+        root = Path(spool) if spool is not None else spool_root()
+        failures = deliver_left_behind(self._http, self._source.target, root, check_id(id))
+        if failures:
+            raise failures[0]
+        status = self._http.json("GET", sweep_path(id))
+        if status["state"] != "open":
+            raise ConflictError(f"the sweep {id} is {status['state']}; open a new one", code="finished")
+        arrays = msgspec.convert(status["arrays"], tuple[NewSweepArray, ...])
+        sweep = Sweep(self._http, new_spool(root, self._source.target, status["id"], status["name"]), arrays)
+        sweep.begin()
+        return sweep
+
+    def deliver_left_behind(self) -> None:
+        """Deliver what processes of this computer that are gone left in the spool for this target; in the background."""
+        self._delivering = deliver_in_background(self._http, self._source.target, spool_root())
+
+    def follow(self, id: str, after: str = "") -> Iterator[Event]:
+        """What happens to a DataFile, as it happens: `for event in client.follow(id)`; ends when the sweep does.
+
+        From the beginning, or behind the `event.id` given as `after`: each event once, also across lost connections and
+        restarted servers. NotFoundError when there is no such DataFile, or it is deleted meanwhile.
+        """
+        return follow(self._http, check_id(id), after, time.sleep)
 
     def get(self, id: str, include_deleted: bool = False) -> DataFile:
         """The DataFile of an id; NotFoundError when there is none, or (code `deleted`) only a tombstone."""

@@ -19,6 +19,7 @@ from aq_data.models.values import from_tagged
 from aq_data.wire.routes import datafile_path, file_path
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     import xarray as xr
 
@@ -93,8 +94,13 @@ class DataFile:
     def _ipython_key_completions_(self) -> list[str]:
         return list(self)
 
-    def open(self, chunks: Any = None) -> xr.Dataset:
-        """A lazy dataset: `isel` and `sel` fetch what they need. `chunks={}` gives dask arrays along stored chunks."""
+    def open(self, chunks: Any = None, *, live: bool = False) -> xr.Dataset:
+        """A lazy dataset: `isel` and `sel` fetch what they need. `chunks={}` gives dask arrays along stored chunks.
+
+        Of an open sweep it has the extents of when the document was fetched; `live` fetches it anew first.
+        """
+        if live:
+            self.refresh()
         import xarray as xr
 
         from aq_data.client.xarray import AqDataEntrypoint, dataset_of
@@ -108,6 +114,10 @@ class DataFile:
             backend_kwargs={"source": self._source, "document": self._document},
         )
 
+    def written(self, name: str, selection: str = "") -> np.ndarray[Any, Any]:
+        """Which elements of an array were measured, as booleans: not measured yet is no NaN. `selection` as in `select`."""
+        return self[name].written(selection)
+
     def load(self) -> xr.Dataset:
         """The whole dataset in memory, equal to the one that was saved."""
         return self.open().load()
@@ -115,7 +125,7 @@ class DataFile:
     # --- changes ---------------------------------------------------------------------------------------------------
 
     def refresh(self) -> DataFile:
-        """Fetch the document anew; self."""
+        """Fetch the document anew, and with it how far an open sweep has grown; self."""
         self._document = self._http.json("GET", datafile_path(self.id))
         return self
 

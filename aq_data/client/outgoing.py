@@ -16,7 +16,7 @@ from aq_data.models.datafile import check_file_name
 from aq_data.models.values import to_tagged
 from aq_data.wire.codec import RAW, Part, dtype_name, little_endian, text_bytes
 
-__all__ = ["OutgoingFile", "outgoing_arrays", "outgoing_files"]
+__all__ = ["OutgoingArray", "OutgoingFile", "declared_values", "outgoing_arrays", "outgoing_files"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,15 @@ def _from_xarray(dataset: Any) -> tuple[list[_Entry], dict[str, Any]]:
         for name, variable in dataset.variables.items()
     ]
     return entries, to_tagged(dict(dataset.attrs), "dataset attrs", keep_arrays=True)
+
+
+def declared_values(name: str, declared: Any) -> OutgoingArray:
+    """The coordinate of a dim: values, `(values, attrs)`, or something of xarray's with attributes of its own."""
+    if isinstance(declared, tuple) and len(declared) == 2 and isinstance(declared[1], Mapping):
+        values, attrs = declared
+    else:
+        values, attrs = declared, getattr(declared, "attrs", {})
+    return _declare(_Entry(name, None, values, attrs, "coordinate"), {}, None)
 
 
 def _from_mapping(name: Any, value: Any) -> _Entry:

@@ -11,7 +11,17 @@ import numpy as np
 from aq_data.errors import ValidationError
 from aq_data.models.values import check_value
 
-__all__ = ["STRING", "ArrayInfo", "NewArray", "check_arrays", "check_name", "parse_dtype", "stored_dtype"]
+__all__ = [
+    "STRING",
+    "ArrayInfo",
+    "NewArray",
+    "check_arrays",
+    "check_name",
+    "fill_of",
+    "is_text",
+    "parse_dtype",
+    "stored_dtype",
+]
 
 STRING = "string"
 """The dtype name of variable-length text given as NumPy objects; `np.dtypes.StringDType()` goes by its own `|T16`."""
@@ -50,7 +60,10 @@ class NewArray(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ArrayInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An array as it is stored: `NewArray` with everything decided. `nbytes` counts the values uncompressed."""
+    """An array as it is stored: `NewArray` with everything decided. `nbytes` counts the values uncompressed.
+
+    `is_partial`: some elements were not measured (yet); they read as `fill_of` the dtype, and the written map tells which.
+    """
 
     name: str
     dtype: str
@@ -61,6 +74,7 @@ class ArrayInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     attrs: dict[str, Any] = {}
     role: Role = "data"
     codec: Literal["zstd", "lz4", "none"] = "zstd"
+    is_partial: bool = False
 
 
 def check_name(name: str) -> None:
@@ -119,6 +133,15 @@ def stored_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
         "b": np.dtype("u1"),
     }
     return stored.get(dtype.kind, dtype)
+
+
+def fill_of(dtype: np.dtype[Any]) -> Any:
+    """What stands where nothing was measured: NaN, NaT, 0, False or empty text."""
+    if dtype.kind in "fc":
+        return dtype.type(complex("nan+nanj") if dtype.kind == "c" else float("nan"))
+    if dtype.kind in "mM":
+        return dtype.type("NaT")
+    return "" if dtype.kind in "UOT" else b"" if dtype.kind == "S" else dtype.type(0)
 
 
 def is_text(dtype: np.dtype[Any]) -> bool:

@@ -23,6 +23,7 @@ __all__ = [
     "DataFileId",
     "FileInfo",
     "NewDataFile",
+    "SweepInfo",
     "apply_patch",
     "check_document",
     "check_file_name",
@@ -65,6 +66,21 @@ class FileInfo(msgspec.Struct, frozen=True):
     content_type: str
     sha256: str
     key: str
+
+
+class SweepInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the document of a sweep says beyond that of a saved DataFile.
+
+    `planned`: expected lengths of dims that grow. `reason`: why it was abandoned. While the sweep is open every answer
+    carries `head` (blocks so far), `last_block_at` and `stale` (silent for longer than the server's limit).
+    """
+
+    planned: dict[str, int] = {}
+    notify: tuple[str, ...] = ()
+    reason: str = ""
+    head: int = 0
+    last_block_at: str | None = None
+    stale: bool = False
 
 
 class Typed(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -112,6 +128,8 @@ class DataFile(Typed, kw_only=True, forbid_unknown_fields=True):
     size: int = 0
     arrays: tuple[ArrayInfo, ...] = ()
     files: tuple[FileInfo, ...] = ()
+    sweep: SweepInfo | None = None
+    """Present when it was measured as a sweep."""
     path: str = ""
     """Where `arrays.zarr` lies: a folder path or a bucket address that any Zarr reader takes."""
     format: int = 1

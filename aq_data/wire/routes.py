@@ -11,13 +11,19 @@ __all__ = [
     "DISTINCT",
     "SEARCH",
     "SERVER_NAME",
+    "SWEEPS",
     "array_path",
+    "blocks_path",
     "datafile_path",
+    "events_path",
     "file_path",
+    "sweep_path",
+    "written_path",
 ]
 
 API = "/api/v1"
 DATAFILES = f"{API}/datafiles"
+SWEEPS = f"{API}/sweeps"
 SEARCH = f"{API}/search"
 COUNT = f"{API}/search/count"
 DISTINCT = f"{API}/search/distinct"
@@ -34,5 +40,22 @@ def array_path(id: str, name: str) -> str:
     return f"{datafile_path(id)}/arrays/{quote(name, safe='')}"
 
 
+def written_path(id: str, name: str) -> str:
+    return f"{array_path(id, name)}/written"
+
+
 def file_path(id: str, name: str) -> str:
     return f"{datafile_path(id)}/files/{quote(name, safe='')}"
+
+
+def events_path(id: str) -> str:
+    return f"{datafile_path(id)}/events"
+
+
+def sweep_path(id: str, step: str = "") -> str:
+    """A sweep, or a step of it: finish, abandon."""
+    return f"{SWEEPS}/{quote(id, safe='')}" + (f"/{step}" if step else "")
+
+
+def blocks_path(id: str) -> str:
+    return sweep_path(id, "blocks")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,6 +22,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from aq_data.storage.arrays.folder import FolderBlobs
+from aq_data.storage.arrays.folding import Folder
 from aq_data.storage.arrays.memory import MemoryBlobs
 from aq_data.storage.arrays.store import ArrayStore
 from aq_data.storage.metadata.sqlite import SqliteStore
@@ -34,13 +36,31 @@ from aq_server.routes.datafiles import DataFileRoutes, FileRoutes
 from aq_server.routes.docs import ReferencePage
 from aq_server.routes.operation import OperationRoutes
 from aq_server.routes.search import SearchRoutes
+from aq_server.routes.sweeps import EventRoutes, SweepRoutes
 from aq_server.service.datafiles import DataFiles
+from aq_server.service.folding import Folding
+from aq_server.service.following import Following
+from aq_server.service.growing import Growing
 from aq_server.service.maintenance import Maintenance
 from aq_server.service.reading import Reading
 from aq_server.service.searching import Searching
+from aq_server.service.signals import Signals
+from aq_server.service.sweeps import Sweeps
 from aq_server.service.tokens import Tokens
 
 __all__ = ["Application", "Stores", "build_app", "open_stores"]
+
+
+_ROUTES = [
+    DataFileRoutes,
+    FileRoutes,
+    ArrayRoutes,
+    SearchRoutes,
+    ZarrRoutes,
+    SweepRoutes,
+    EventRoutes,
+    OperationRoutes,
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +101,8 @@ class Application:
 
     asgi: ASGIApp
     litestar: Litestar
+    end_streams: Callable[[], None]
+    """Ends the streams of those who follow, which would never end by themselves; to be called before a stop."""
 
 
 def build_app(config: ServerConfig, stores: Stores, *, ask_for_tokens: bool) -> Application:
@@ -88,9 +110,17 @@ def build_app(config: ServerConfig, stores: Stores, *, ask_for_tokens: bool) -> 
     registry = CollectorRegistry()
     for collector in (GCCollector, PlatformCollector, ProcessCollector):
         collector(registry=registry)
-    datafiles = DataFiles(stores.metadata, stores.arrays)
-    reading, searching = Reading(datafiles), Searching(stores.metadata)
+    signals, folder = Signals(), Folder(stores.arrays.blobs)
+    growing = Growing(stores.metadata, folder, config.stale_after)
+    folding = Folding(stores.metadata, stores.arrays, folder, signals)
+    datafiles = DataFiles(stores.metadata, stores.arrays, signals)
+    reading, searching = Reading(datafiles, growing), Searching(stores.metadata, growing)
+    webhooks = frozenset(config.webhooks)
+    sweeps = Sweeps(stores.metadata, stores.arrays, growing, folding, signals, webhooks, config.max_save_bytes)
     provided: dict[str, Any] = {
+        "growing": growing,
+        "sweeps": sweeps,
+        "following": Following(stores.metadata, folder, signals),
         "datafiles": datafiles,
         "reading": reading,
         "searching": searching,
@@ -100,13 +130,18 @@ def build_app(config: ServerConfig, stores: Stores, *, ask_for_tokens: bool) -> 
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        background = asyncio.create_task(folding.run())
         try:
             yield
         finally:
+            signals.stop()
+            background.cancel()
+            await asyncio.gather(background, return_exceptions=True)
+            await folding.close()
             await stores.close()
 
     app = Litestar(
-        route_handlers=[DataFileRoutes, FileRoutes, ArrayRoutes, SearchRoutes, ZarrRoutes, OperationRoutes],
+        route_handlers=_ROUTES,
         dependencies={name: Provide(_constant(value), sync_to_thread=False) for name, value in provided.items()},
         exception_handlers={Exception: handle},
         lifespan=[lifespan],
@@ -118,7 +153,7 @@ def build_app(config: ServerConfig, stores: Stores, *, ask_for_tokens: bool) -> 
     guarded = Guard(
         _answering_options(app), stores.tokens.check if ask_for_tokens else None, (config.host, *config.allowed_hosts)
     )
-    return Application(Observer(guarded, registry), app)
+    return Application(Observer(guarded, registry), app, signals.stop)
 
 
 def _answering_options(app: Litestar) -> ASGIApp:

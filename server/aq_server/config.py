@@ -39,6 +39,12 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Largest JSON document, filter or patch, in bytes."""
     rate_limit: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Requests per second of one client address; 0 is no limit."""
+    stale_after: Annotated[float, msgspec.Meta(gt=0)] = 3600.0
+    """Seconds of silence after which an open sweep is called stale."""
+    webhooks: tuple[str, ...] = ()
+    """Addresses that may be told when a sweep ends; a sweep names those it wants in `notify`."""
+    webhook_secret_file: str | None = None
+    """File with the secret that signs webhooks (`whsec_` and base64, or any text); needed when `webhooks` has any."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level that is logged, as JSON lines on standard error."""
 

@@ -23,7 +23,7 @@ from aq_data.errors import CorruptionError, UnavailableError, ValidationError
 from aq_data.models.arrays import ArrayInfo, NewArray, parse_dtype
 from aq_data.models.datafile import DataFile, make_id
 from aq_data.models.selection import Selection, select, whole
-from aq_data.storage.arrays import store as store_module
+from aq_data.storage.arrays import writing as writing_module
 from aq_data.storage.arrays.blobs import BlobStore
 from aq_data.storage.arrays.chunking import chunk_grid
 from aq_data.storage.arrays.folder import FolderBlobs
@@ -162,14 +162,14 @@ def test_any_selection_of_any_array_comes_back_bit_for_bit(case, data):
     async def body(arrays):
         [info] = await save(arrays, [case], lambda left: data.draw(st.integers(1, left)))
         assert info.shape == new.shape
-        found = await arrays.read(PREFIX, info, whole(new.shape))
+        found = await arrays.read(ID, "1", info, whole(new.shape))
         assert same_bits(found, values)
-        found = await arrays.read(PREFIX, info, selection)
+        found = await arrays.read(ID, "1", info, selection)
         expected = taken(values, selection)
         assert same_bits(found, expected)
         assert found.flags.c_contiguous
         assert found.flags.writeable
-        pieces = [piece.reshape(-1) async for piece in arrays.stream(PREFIX, info, selection, limit)]
+        pieces = [piece.reshape(-1) async for piece in arrays.stream(ID, "1", info, selection, limit)]
         assert same_bits(np.concatenate(pieces), expected.reshape(-1))
 
     run_with(MemoryBlobs(), body)
@@ -181,7 +181,7 @@ def test_every_dtype_comes_back_bit_for_bit_from_several_chunks(dtype):
 
     async def body(arrays):
         [info] = await save(arrays, [(NewArray("x", dtype, (5, 7), chunks=(2, 3)), values)])
-        assert same_bits(await arrays.read(PREFIX, info, whole((5, 7))), values)
+        assert same_bits(await arrays.read(ID, "1", info, whole((5, 7))), values)
         assert info.nbytes == len(wire_bytes(values))
 
     run_with(MemoryBlobs(), body)
@@ -198,7 +198,7 @@ def test_a_scalar_of_every_dtype_comes_back_bit_for_bit(dtype, codec):
             candidates += [np.array(text, dtype=dtype) for text in ("", "a")]
         for values in candidates:
             [info] = await save(arrays, [(NewArray("x", dtype, (), codec=codec), values)])
-            assert same_bits(await arrays.read(PREFIX, info, whole(())), values)
+            assert same_bits(await arrays.read(ID, "1", info, whole(())), values)
 
     run_with(MemoryBlobs(), body)
 
@@ -210,9 +210,9 @@ def test_arrays_buffered_in_files_come_back_equal(case, data):
 
     async def body(arrays):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(store_module, "SLAB_BYTES", data.draw(st.sampled_from([1, 16, 100])))
+            patch.setattr(writing_module, "SLAB_BYTES", data.draw(st.sampled_from([1, 16, 100])))
             [info] = await save(arrays, [case], lambda left: data.draw(st.integers(1, left)))
-        assert same_bits(await arrays.read(PREFIX, info, whole(new.shape)), values)
+        assert same_bits(await arrays.read(ID, "1", info, whole(new.shape)), values)
 
     run_with(MemoryBlobs(), body)
 
@@ -224,7 +224,7 @@ def test_a_large_array_is_stored_while_it_arrives():
 
     async def body(arrays):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(store_module, "SLAB_BYTES", 20_000)
+            patch.setattr(writing_module, "SLAB_BYTES", 20_000)
             writer = arrays.writer(ID, "1", NewArray("x", "<f8", values.shape, chunks=(10, 100)))
             await writer.write(memoryview(values[:900].tobytes()))
             stored = [entry.key async for entry in blobs.walk(PREFIX)]
@@ -232,7 +232,7 @@ def test_a_large_array_is_stored_while_it_arrives():
             await writer.write(memoryview(values[900:].tobytes()))
             await writer.finish()
         await arrays.publish_group(document([writer.info]), "1", "digest", [writer])
-        assert same_bits(await arrays.read(PREFIX, writer.info, whole(values.shape)), values)
+        assert same_bits(await arrays.read(ID, "1", writer.info, whole(values.shape)), values)
 
     run_with(blobs, body)
 
@@ -242,7 +242,7 @@ def test_a_stream_that_is_left_early_leaves_nothing_running():
 
     async def body(arrays):
         [info] = await save(arrays, [(NewArray("x", "<f8", (1000,), chunks=(10,)), values)])
-        stream = arrays.stream(PREFIX, info, whole((1000,)), 80)
+        stream = arrays.stream(ID, "1", info, whole((1000,)), 80)
         assert (await anext(stream)).tolist() == values[:10].tolist()
         await stream.aclose()
         await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
@@ -338,7 +338,7 @@ def test_a_read_fetches_exactly_the_chunks_that_overlap_each_once(case, data):
     async def body(arrays):
         [info] = await save(arrays, [case])
         assert blobs.fetched == []
-        await arrays.read(PREFIX, info, selection)
+        await arrays.read(ID, "1", info, selection)
         return info
 
     info = run_with(blobs, body)
@@ -356,7 +356,7 @@ def test_a_stream_of_plain_pieces_fetches_each_chunk_once():
 
     async def body(arrays):
         [info] = await save(arrays, [(NewArray("x", "<f8", (60, 60), chunks=(7, 11)), values)])
-        pieces = [piece async for piece in arrays.stream(PREFIX, info, whole((60, 60)), 7 * 60 * 8)]
+        pieces = [piece async for piece in arrays.stream(ID, "1", info, whole((60, 60)), 7 * 60 * 8)]
         assert len(pieces) > 5
 
     run_with(blobs, body)
@@ -390,12 +390,12 @@ def test_a_damaged_chunk_is_corruption_that_names_it_and_never_a_fill_value(case
         else:
             await blobs.replace(key, bytes(bad))
         with pytest.raises(CorruptionError) as caught:
-            await arrays.read(PREFIX, info, whole(new.shape))
+            await arrays.read(ID, "1", info, whole(new.shape))
         assert key in str(caught.value)
         with pytest.raises(CorruptionError):
-            _ = [piece async for piece in arrays.stream(PREFIX, info, whole(new.shape), 40)]
+            _ = [piece async for piece in arrays.stream(ID, "1", info, whole(new.shape), 40)]
         await blobs.replace(key, good)
-        assert same_bits(await arrays.read(PREFIX, info, whole(new.shape)), values)
+        assert same_bits(await arrays.read(ID, "1", info, whole(new.shape)), values)
 
     run_with(blobs, body)
 
@@ -408,9 +408,9 @@ def test_damage_elsewhere_does_not_keep_whole_chunks_from_being_read():
         [info] = await save(arrays, [(NewArray("x", "<f8", (12,), chunks=(4,)), values)])
         await blobs.remove(f"{PREFIX}/x/c/1")
         for key, expected in [(slice(0, 4), values[:4]), (-1, values[-1]), ([0, 11], values[[0, 11]])]:
-            assert (await arrays.read(PREFIX, info, select(key, (12,)))).tolist() == expected.tolist()
+            assert (await arrays.read(ID, "1", info, select(key, (12,)))).tolist() == expected.tolist()
         with pytest.raises(CorruptionError):
-            await arrays.read(PREFIX, info, select(slice(3, 5), (12,)))
+            await arrays.read(ID, "1", info, select(slice(3, 5), (12,)))
 
     run_with(blobs, body)
 
@@ -425,7 +425,7 @@ def test_a_chunk_of_another_array_is_corruption_though_its_checksum_fits(dtype, 
         infos = await save(arrays, [(small, make_values(dtype, (2,), 1)), (large, make_values(dtype, (6,), 2))])
         await blobs.replace(f"{PREFIX}/x/c/0", await blobs.get(f"{PREFIX}/s/c/0"))
         with pytest.raises(CorruptionError):
-            await arrays.read(PREFIX, infos[1], whole((6,)))
+            await arrays.read(ID, "1", infos[1], whole((6,)))
 
     run_with(blobs, body)
 
@@ -475,8 +475,8 @@ def test_no_room_for_the_buffer_file_is_unavailable(monkeypatch, tmp_path, code)
     def full(**options):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(store_module, "SLAB_BYTES", 64)
-    monkeypatch.setattr(store_module.tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(writing_module, "SLAB_BYTES", 64)
+    monkeypatch.setattr(writing_module.tempfile, "TemporaryFile", full)
 
     async def run():
         blobs = MemoryBlobs()
@@ -497,13 +497,13 @@ def test_a_store_that_cannot_be_written_fails_the_writer_and_not_later_ones(tmp_
 
     async def body(arrays):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(store_module, "SLAB_BYTES", 800)
+            patch.setattr(writing_module, "SLAB_BYTES", 800)
             writer = arrays.writer(ID, "1", NewArray("x", "<f8", (4000,), chunks=(100,)))
             with pytest.raises(Exception, match="ELOOP"):
                 await writer.write(memoryview(values.tobytes()))
                 await writer.finish()
             await writer.discard()
         [info] = await save(arrays, [(NewArray("y", "<f8", (4000,), chunks=(100,)), values)])
-        assert same_bits(await arrays.read(PREFIX, info, whole((4000,))), values)
+        assert same_bits(await arrays.read(ID, "1", info, whole((4000,))), values)
 
     run_with(FolderBlobs(tmp_path), body)

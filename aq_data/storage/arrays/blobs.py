@@ -76,6 +76,13 @@ class BlobStore(ABC):
         """Put a blob in place of another: a reader sees all of one or all of the other. Durable on return."""
 
     @abstractmethod
+    async def copy_many(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Let the bytes of each (source, target) stand under the target too, without moving them through this process.
+
+        What stands under a target already stays. Durable as `put_many` is. NotFoundError when a source is absent.
+        """
+
+    @abstractmethod
     async def upload(self, key: str) -> Upload:
         """Begin a blob whose size is not known yet."""
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from aq_data.models.selection import Axis, Selection
 
-__all__ = ["ChunkPart", "chunk_grid", "chunk_parts", "chunk_shape", "split_by_size"]
+__all__ = ["ChunkPart", "chunk_grid", "chunk_parts", "chunk_shape", "growing_chunk_shape", "split_by_size"]
 
 TARGET_BYTES = 1 << 19
 """Half a MiB uncompressed: docs/decisions/0001 has the measurements."""
@@ -34,6 +34,26 @@ def chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
         extents[axis] = math.ceil(extents[axis] / pieces)
         budget = max(1, budget // extents[axis])
         left -= 1
+    return tuple(extents)
+
+
+def growing_chunk_shape(shape: tuple[int, ...], growing: tuple[int | None, ...], itemsize: int) -> tuple[int, ...]:
+    """A chunk shape for an array that grows: the fixed axes first, as `chunk_shape` cuts them, then the growing ones.
+
+    `growing` has, for each axis, None where it is fixed, else its planned length, 0 if nobody knows. So a step along a
+    growing axis touches as few chunks as the fixed ones allow.
+    """
+    fixed = chunk_shape(tuple(n for n, g in zip(shape, growing, strict=True) if g is None), itemsize)
+    left = max(1, TARGET_BYTES // max(1, itemsize * math.prod(fixed)))
+    count = sum(g is not None for g in growing)
+    fixed_extents, extents = iter(fixed), []
+    for planned in growing:
+        if planned is None:
+            extents.append(next(fixed_extents))
+            continue
+        extent = max(1, int(left ** (1 / count) + 1e-9))
+        extents.append(min(extent, planned) if planned else extent)
+        left, count = max(1, left // extents[-1]), count - 1
     return tuple(extents)
 
 

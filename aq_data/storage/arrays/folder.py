@@ -39,6 +39,8 @@ def _border(key: str) -> Iterator[None]:
         raise translate(exc, key) from exc
 
 
+_NO_LINKS = frozenset((errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS))
+
 RACES = 20
 """How often an operation starts over when another process removed or added a file under its hands."""
 OPEN_FILES = 64
@@ -158,6 +160,23 @@ class FolderBlobs(BlobStore):
 
         await self._workers.run(swap)
 
+    async def copy_many(self, pairs: Sequence[tuple[str, str]]) -> None:
+        await self._workers.each(len(pairs), lambda i: self._copy(*pairs[i]))
+
+    def _copy(self, source: str, target: str) -> None:
+        """A second name for the file, which was flushed under its first; a copy where the file system has no such names."""
+        with _border(source):
+            try:
+                _link(self._path(source), self._path(target))
+                return
+            except OSError as exc:
+                if exc.errno not in _NO_LINKS:
+                    raise
+            data = self._read_file(source)
+        temporary = f"{self._path(target)}.{os.getpid()}.{threading.get_ident()}.{time.monotonic_ns()}.tmp"
+        with _writing(target):
+            _replace(self._path(target), temporary, data)
+
     async def upload(self, key: str) -> Upload:
         return await self._workers.run(lambda: _FileUpload(key, self._path(key), self._workers))
 
@@ -224,6 +243,18 @@ class FolderBlobs(BlobStore):
     async def close(self) -> None:
         # Waits on this thread: at the end of the interpreter no other can be started.
         self._workers.close()
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        if not os.path.exists(source):
+            raise
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        _link(source, target)
 
 
 def _replace(path: str, temporary: str, data: Buffer) -> None:

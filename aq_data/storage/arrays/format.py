@@ -24,7 +24,7 @@ from aq_data.models.arrays import STRING, ArrayInfo, parse_dtype, stored_dtype
 from aq_data.models.datafile import DataFile
 from aq_data.models.values import tag_of
 
-__all__ = ["chunk_key", "decode_chunk", "encode_chunk", "group_document", "text_from_wire"]
+__all__ = ["chunk_key", "decode_chunk", "encode_chunk", "group_document", "pack", "text_from_wire", "unpack"]
 
 _BLOSC = {"zstd": (b"zstd", 3), "lz4": (b"lz4", 5)}
 
@@ -32,8 +32,11 @@ _BLOSC = {"zstd": (b"zstd", 3), "lz4": (b"lz4", 5)}
 # --- zarr.json -----------------------------------------------------------------------------------------------------
 
 
-def group_document(document: DataFile, digest: str) -> bytes:
-    """The group's `zarr.json`: the dataset's attributes, the metadata copy under `aq_data`, all arrays consolidated."""
+def group_document(document: DataFile, digest: str, *, is_view: bool = False) -> bytes:
+    """The group's `zarr.json`: the dataset's attributes, the metadata copy under `aq_data`, all arrays consolidated.
+
+    That of an open sweep lists its arrays only in the server's view (`is_view`): in storage their chunks have other keys.
+    """
     attributes = plain_attributes(document.attrs, None)
     dims = {dim for array in document.arrays for dim in array.dims}
     coordinates = [
@@ -44,7 +47,8 @@ def group_document(document: DataFile, digest: str) -> bytes:
     if listed and "coordinates" not in attributes:
         attributes["coordinates"] = listed
     copy = {"id": document.id, "revision": document.revision, "digest": digest, "document": document}
-    metadata = {array.name: array_document(array) for array in document.arrays}
+    arrays = document.arrays if document.state != "open" or is_view else ()
+    metadata = {array.name: array_document(array) for array in arrays}
     return msgspec.json.format(
         msgspec.json.encode(
             {
@@ -69,7 +73,7 @@ def array_document(array: ArrayInfo) -> dict[str, Any]:
         "data_type": data_type,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": array.chunks}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": fill,
+        "fill_value": _not_measured(fill, dtype) if array.is_partial else fill,
         "codecs": list(_codecs(array, dtype)),
         "attributes": plain_attributes(array.attrs, dtype),
         "dimension_names": array.dims,
@@ -91,6 +95,11 @@ def _data_type(dtype: np.dtype[Any]) -> tuple[str | dict[str, Any], Any]:
     if dtype.kind == "b":
         return "bool", False
     return dtype.name, [0.0, 0.0] if dtype.kind == "c" else 0.0 if dtype.kind == "f" else 0
+
+
+def _not_measured(fill: Any, dtype: np.dtype[Any]) -> Any:
+    """What absent chunks of a sweep read as: `models.arrays.fill_of` as JSON."""
+    return {"f": "NaN", "c": ["NaN", "NaN"]}.get(dtype.kind, fill)
 
 
 def _codecs(array: ArrayInfo, dtype: np.dtype[Any]) -> Iterable[dict[str, Any]]:
@@ -198,6 +207,20 @@ def decode_chunk(data: bytes, array: ArrayInfo, dtype: np.dtype[Any], key: str) 
         return np.frombuffer(body, dtype=dtype).reshape(array.chunks)
     except (RuntimeError, ValueError) as exc:
         raise CorruptionError(f"chunk {key!r} cannot be decoded: {exc}") from exc
+
+
+def pack(data: bytes) -> bytes:
+    """Bytes compressed and followed by their CRC-32C, as a chunk of bytes is."""
+    return encode_chunk(np.frombuffer(data, "u1"), "zstd") if data else encode_chunk(np.empty(0, "u1"), "none")
+
+
+def unpack(data: bytes, key: str) -> bytes:
+    """What `pack` was given; CorruptionError naming `key` when the checksum fails."""
+    body = _checked_body(data, key)
+    try:
+        return bytes(blosc.decompress(body)) if len(body) else b""
+    except (RuntimeError, ValueError) as exc:
+        raise CorruptionError(f"{key!r} cannot be decoded: {exc}") from exc
 
 
 def text_from_wire(data: bytes, count: int) -> np.ndarray[Any, Any]:

@@ -48,6 +48,11 @@ class MemoryBlobs(BlobStore):
     async def replace(self, key: str, data: Buffer) -> None:
         self._put(key, data)
 
+    async def copy_many(self, pairs: Sequence[tuple[str, str]]) -> None:
+        for source, target in pairs:
+            if target not in self._blobs:
+                self._put(target, self._get(source))
+
     async def upload(self, key: str) -> Upload:
         return _MemoryUpload(self, key)
 

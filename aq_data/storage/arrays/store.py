@@ -7,266 +7,41 @@ the loser of a race away from the winner's bytes.
 from __future__ import annotations
 
 import asyncio
-import math
-import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from aq_data.errors import CorruptionError, NotFoundError, UnavailableError, ValidationError
-from aq_data.models.arrays import ArrayInfo, NewArray, is_text, parse_dtype
+from aq_data.errors import CorruptionError, NotFoundError
+from aq_data.models.arrays import ArrayInfo, NewArray, fill_of, parse_dtype
 from aq_data.models.datafile import DataFile
 from aq_data.models.selection import Selection
 from aq_data.storage.arrays.blobs import BlobStore
-from aq_data.storage.arrays.chunking import ChunkPart, chunk_grid, chunk_parts, chunk_shape, split_by_size
-from aq_data.storage.arrays.format import (
-    array_document,
-    chunk_key,
-    decode_chunk,
-    encode_chunk,
-    group_document,
-    is_string,
-    text_from_wire,
-)
+from aq_data.storage.arrays.chunking import ChunkPart, chunk_grid, chunk_parts, split_by_size
+from aq_data.storage.arrays.format import array_document, chunk_key, decode_chunk, group_document, is_string, unpack
+from aq_data.storage.arrays.manifest import FULL, NOTHING, PART, decode_mask, written_prefix
+from aq_data.storage.arrays.writing import TEXT_ITEM, ArrayWriter, plan_array
 
-__all__ = ["ArrayStore", "ArrayWriter", "group_prefix", "plan_array"]
+__all__ = ["ArrayStore", "group_prefix", "orthogonal"]
 
 SLAB_BYTES = 32 << 20
-"""Values held in memory per array being written, and per piece of a large read."""
+"""Values per piece of a large read."""
 LEAST_SLAB_BYTES = 1 << 20
 SMALL_READ_CHUNKS = 4
 SMALL_AROUND_SECONDS = 0.03
 PAUSE_SECONDS = 0.003
 """While somebody reads slices, a stream pauses so long after each piece: it has half the throughput, they their latency."""
-TEXT_BYTES = 256 << 20
-"""Variable-length text is held whole while it arrives; more than this in one array is refused."""
-TEXT_ITEM = 16
-"""Assumed bytes per text when choosing chunks."""
+KEPT_COVERAGES = 64
 
-Item = tuple[str, Callable[[], bytes]]
 Index = tuple["slice | np.ndarray[Any, Any]", ...]
 
 
 def group_prefix(id: str, attempt: str) -> str:
     """Key of the Zarr group of an attempt."""
     return f"{id}/{attempt}/arrays.zarr"
-
-
-def plan_array(new: NewArray) -> ArrayInfo:
-    """Everything decided that the client left open: dims, chunks."""
-    dtype = parse_dtype(new.dtype, new.name)
-    itemsize = TEXT_ITEM if is_text(dtype) else dtype.itemsize
-    chunks = tuple(min(c, max(1, n)) for c, n in zip(new.chunks, new.shape, strict=True)) if new.chunks else None
-    return ArrayInfo(
-        name=new.name,
-        dtype=new.dtype,
-        shape=new.shape,
-        dims=new.dims if new.dims is not None else tuple(f"{new.name}_{i}" for i in range(len(new.shape))),
-        chunks=chunks if chunks is not None else chunk_shape(new.shape, itemsize),
-        nbytes=0 if is_text(dtype) else math.prod(new.shape) * dtype.itemsize,
-        attrs=new.attrs,
-        role=new.role,
-        codec=new.codec,
-    )
-
-
-class ArrayWriter:
-    """Takes the values of one array in C order, in pieces of any size, and stores them chunk by chunk.
-
-    Chunks are written as soon as the values of a row of them are there, so memory stays within about three slabs.
-    An array of one chunk waits in `pending` instead: a small save then writes all its files at one go.
-    """
-
-    def __init__(self, blobs: BlobStore, prefix: str, info: ArrayInfo, scratch: Path | None) -> None:
-        self.info = info
-        self.pending: list[Item] = []
-        self._blobs, self._prefix = blobs, prefix
-        self._dtype = parse_dtype(info.dtype, info.name)
-        self._received = 0
-        self._text = bytearray() if is_text(self._dtype) else None
-        self._rows = _Rows(info, self._dtype, scratch) if self._text is None else None
-        self._running: set[asyncio.Task[None]] = set()
-
-    @property
-    def expected(self) -> int | None:
-        """Bytes to come in all; None for variable-length text."""
-        return None if self._text is not None else self.info.nbytes
-
-    async def write(self, data: memoryview) -> None:
-        """Take the next bytes. ValidationError when there are more than the declared shape holds."""
-        self._received += len(data)
-        if self._text is not None:
-            if self._received > TEXT_BYTES:
-                raise ValidationError(f"array {self.info.name!r}: over {TEXT_BYTES >> 20} MiB of text; save it as a file")
-            self._text += data
-            return
-        if self._received > self.info.nbytes:
-            raise self._wrong_length("more")
-        assert self._rows is not None
-        while data:
-            data = data[self._rows.fill(data) :]
-            if self._rows.is_full:
-                await self._store_rows()
-
-    async def finish(self) -> None:
-        """Every byte is stored (or pending). ValidationError when some are missing."""
-        if self._text is not None:
-            await asyncio.to_thread(self._take_text, bytes(self._text))
-        elif self._received != self.info.nbytes:
-            raise self._wrong_length("fewer")
-        await self._wait(0)
-
-    async def flush(self) -> None:
-        """Write what is pending now, to free its memory."""
-        items, self.pending = self.pending, []
-        await self._blobs.put_many(items)
-
-    async def discard(self) -> None:
-        """Stop what runs; the caller removes the prefix."""
-        self.pending.clear()
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
-        if self._rows is not None:
-            self._rows.close()
-
-    def _wrong_length(self, word: str) -> ValidationError:
-        return ValidationError(
-            f"array {self.info.name!r}: {word} bytes came than the {self.info.nbytes} that dtype {self.info.dtype} and "
-            f"shape {self.info.shape} need"
-        )
-
-    def _take_text(self, data: bytes) -> None:
-        try:
-            values = text_from_wire(data, math.prod(self.info.shape)).reshape(self.info.shape)
-        except (ValueError, RuntimeError) as exc:
-            raise ValidationError(f"array {self.info.name!r}: {exc}") from exc
-        self.info = msgspec.structs.replace(self.info, nbytes=len(data))
-        self.pending = list(self._items(values, 0))
-
-    def _items(self, values: np.ndarray[Any, Any], first: int) -> list[Item]:
-        """One item per chunk of `values`, whose rows begin at row `first` of the chunk grid."""
-        items: list[Item] = []
-        for index in np.ndindex(*chunk_grid(values.shape, self.info.chunks)):
-            where = tuple(slice(i * c, (i + 1) * c) for i, c in zip(index, self.info.chunks, strict=True))
-            placed = (index[0] + first, *index[1:]) if index else ()
-            key = f"{self._prefix}/{chunk_key(self.info.name, placed)}"
-            items.append((key, _encoder(values, where, self.info)))
-        return items
-
-    async def _store_rows(self) -> None:
-        assert self._rows is not None
-        values, first = self._rows.take()
-        items = self._items(values, first)
-        if math.prod(chunk_grid(self.info.shape, self.info.chunks)) == 1:
-            self.pending = items
-            return
-        await self._wait(1)
-        self._running.add(asyncio.create_task(self._blobs.put_many(items)))
-
-    async def _wait(self, running: int) -> None:
-        while len(self._running) > running:
-            done, self._running = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
-            failures = [error for task in done if (error := task.exception()) is not None]
-            if failures:
-                raise failures[0]
-
-
-def _encoder(values: np.ndarray[Any, Any], where: tuple[slice, ...], info: ArrayInfo) -> Callable[[], bytes]:
-    def encode() -> bytes:
-        part = np.asarray(values[where], dtype=values.dtype)  # of a scalar array too
-        if part.shape != info.chunks:
-            # Zarr stores border chunks whole; what lies beyond the array is never read.
-            padded = (
-                np.zeros(info.chunks, dtype=values.dtype) if values.dtype != object else np.full(info.chunks, "", object)
-            )
-            padded[tuple(slice(0, n) for n in part.shape)] = part
-            part = padded
-        return encode_chunk(part, info.codec)
-
-    return encode
-
-
-class _Rows:
-    """The buffer of an `ArrayWriter`: whole rows of chunks along the first axis, in memory or, if huge, in a file."""
-
-    def __init__(self, info: ArrayInfo, dtype: np.dtype[Any], scratch: Path | None) -> None:
-        self._info, self._dtype, self._scratch = info, dtype, scratch
-        self._tail = info.shape[1:]
-        self._row_bytes = math.prod(self._tail) * dtype.itemsize
-        # Several rows of chunks at once where they are small: fewer, larger hand-overs to the worker threads.
-        band = (info.chunks[0] if info.shape else 1) * max(1, self._row_bytes)
-        self._bands = max(1, SLAB_BYTES // max(1, band))
-        self._next_row = 0
-        self._buffer: np.ndarray[Any, Any] = np.empty(0, "u1")
-        self._filled = self._size = 0
-        self._file: Any = None
-        self._open()
-
-    def _open(self) -> None:
-        rows = self._rows_left()
-        self._size = rows * self._row_bytes if self._info.shape else self._dtype.itemsize
-        self._filled, self._file = 0, None
-        self._in_file = self._size > 2 * SLAB_BYTES
-        if not self._in_file:
-            self._buffer = np.empty(self._size, "u1")
-
-    def _rows_left(self) -> int:
-        if not self._info.shape:
-            return 1
-        return min(self._bands * self._info.chunks[0], self._info.shape[0] - self._next_row)
-
-    @property
-    def is_full(self) -> bool:
-        return self._filled == self._size > 0
-
-    def fill(self, data: memoryview) -> int:
-        """Take as many bytes as there is room for; how many. UnavailableError when the disk has no room for them."""
-        count = min(len(data), self._size - self._filled)
-        if self._in_file:
-            try:
-                # Made by the first bytes and growing with them: a declaration alone takes no room.
-                self._file = self._file or tempfile.TemporaryFile(dir=self._scratch, buffering=0)  # noqa: SIM115
-                count = self._file.write(data[:count])
-            except OSError as exc:
-                raise UnavailableError(f"no room to buffer {self._size >> 20} MiB: {exc.strerror}") from exc
-        else:
-            self._buffer[self._filled : self._filled + count] = np.frombuffer(data[:count], "u1")
-        self._filled += count
-        return count
-
-    def take(self) -> tuple[np.ndarray[Any, Any], int]:
-        """The full rows as an array, and the chunk row they start at; the buffer is fresh afterwards."""
-        rows = self._rows_left()
-        shape = (rows, *self._tail) if self._info.shape else ()
-        buffer: np.ndarray[Any, Any] = self._buffer
-        if self._file is not None:
-            with self._file as file:
-                buffer = np.memmap(file, dtype="u1", mode="r", shape=(self._size,))
-        values = buffer.view(self._dtype).reshape(shape)
-        first = self._next_row // self._info.chunks[0] if self._info.shape else 0
-        self._next_row += rows
-        if self._info.shape and self._next_row < self._info.shape[0]:
-            self._open()
-        else:
-            self.close()
-        return values, first
-
-    def close(self) -> None:
-        """Let go of the buffer."""
-        self._buffer, self._filled, self._size = np.empty(0, "u1"), 0, 0
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def __del__(self) -> None:
-        # A writer that is dropped with its task, without `discard`, must not keep a file open.
-        if self._file is not None:
-            self._file.close()
 
 
 class ArrayStore:
@@ -277,6 +52,7 @@ class ArrayStore:
         self.blobs, self._scratch = blobs, scratch
         self._streams = 0
         self._last_small = 0.0
+        self._coverages: dict[str, np.ndarray[Any, Any]] = {}
 
     def writer(self, id: str, attempt: str, new: NewArray) -> ArrayWriter:
         """Begin one array of an attempt."""
@@ -286,7 +62,7 @@ class ArrayStore:
         """Store what the writers hold back, every `zarr.json`, and make the whole attempt durable."""
         prefix = group_prefix(document.id, attempt)
         items = [item for writer in writers for item in writer.pending]
-        for array in document.arrays:
+        for array in document.arrays if document.state != "open" else ():
             encoded = msgspec.json.format(msgspec.json.encode(array_document(array)), indent=1)
             items.append((f"{prefix}/{array.name}/zarr.json", lambda encoded=encoded: encoded))  # type: ignore[misc]
         items.append((f"{prefix}/zarr.json", lambda: group_document(document, digest)))
@@ -297,17 +73,23 @@ class ArrayStore:
         """Put the metadata copy of a changed document in place of the old one."""
         await self.blobs.replace(f"{group_prefix(document.id, attempt)}/zarr.json", group_document(document, digest))
 
-    async def read(self, prefix: str, array: ArrayInfo, selection: Selection) -> np.ndarray[Any, Any]:
+    async def read(self, id: str, attempt: str, array: ArrayInfo, selection: Selection) -> np.ndarray[Any, Any]:
         """The selected values, C-ordered, owned by the caller, of `selection.shape`. Reads only chunks that overlap.
 
-        CorruptionError when a chunk is missing or does not match its checksum: never the fill value instead.
+        CorruptionError when a chunk is missing or does not match its checksum: never the fill value instead, which is read
+        only where a partial array says that nothing was measured.
         """
         dtype = parse_dtype(array.dtype, array.name)
-        result = np.empty(selection.full_shape, dtype=dtype)
         parts = list(chunk_parts(selection, array.chunks))
+        if array.is_partial:
+            result = np.full(selection.full_shape, fill_of(dtype), dtype)
+            coverage = await self.coverage(id, attempt, array)
+            parts = [part for part in parts if coverage[part.index] != NOTHING]
+        else:
+            result = np.empty(selection.full_shape, dtype=dtype)
         if len(parts) <= SMALL_READ_CHUNKS:
             self._last_small = time.monotonic()
-        keys = [f"{prefix}/{chunk_key(array.name, part.index)}" for part in parts]
+        keys = [f"{group_prefix(id, attempt)}/{chunk_key(array.name, part.index)}" for part in parts]
 
         def consume(i: int, data: bytes) -> None:
             _place(result, parts[i], data, array, dtype, keys[i])
@@ -318,13 +100,52 @@ class ArrayStore:
             raise CorruptionError(f"array {array.name!r} has lost a chunk: {exc}; `aq-data verify` lists all") from exc
         return result.reshape(selection.shape)
 
+    async def coverage(self, id: str, attempt: str, array: ArrayInfo) -> np.ndarray[Any, Any]:
+        """How much of each chunk was measured (NOTHING, PART, FULL), in the shape of the chunk grid."""
+        grid = chunk_grid(array.shape, array.chunks)
+        if not array.is_partial:
+            return np.full(grid, FULL, "u1")
+        key = f"{written_prefix(id, attempt, array.name)}/grid"
+        if key not in self._coverages:
+            try:
+                data = await self.blobs.get(key)
+            except NotFoundError as exc:
+                raise CorruptionError(f"array {array.name!r} has lost its written map: {exc}") from exc
+            if len(self._coverages) >= KEPT_COVERAGES:
+                self._coverages.pop(next(iter(self._coverages)))
+            self._coverages[key] = np.frombuffer(unpack(data, key), "u1").reshape(grid)
+        return self._coverages[key]
+
+    async def written(self, id: str, attempt: str, array: ArrayInfo, selection: Selection) -> np.ndarray[Any, Any]:
+        """Which of the selected elements were measured: booleans of `selection.shape`."""
+        result = np.zeros(selection.full_shape, bool)
+        coverage = await self.coverage(id, attempt, array)
+        partial = []
+        for part in chunk_parts(selection, array.chunks):
+            if coverage[part.index] == FULL:
+                result[orthogonal(part.target, result.shape)] = True
+            elif coverage[part.index] == PART:
+                partial.append(part)
+        prefix = written_prefix(id, attempt, array.name)
+        keys = ["/".join(map(str, (prefix, "c", *part.index))) for part in partial]
+
+        def consume(i: int, data: bytes) -> None:
+            mask = decode_mask(data, array.chunks, keys[i])
+            result[orthogonal(partial[i].target, result.shape)] = mask[orthogonal(partial[i].source, mask.shape)]
+
+        try:
+            await self.blobs.get_many(keys, consume)
+        except NotFoundError as exc:
+            raise CorruptionError(f"array {array.name!r} has lost its written map: {exc}") from exc
+        return result.reshape(selection.shape)
+
     async def give_way(self) -> None:
         """What a stream awaits between two pieces: nothing long, unless small reads came just now, for which it pauses."""
         small_around = time.monotonic() - self._last_small < SMALL_AROUND_SECONDS
         await asyncio.sleep(PAUSE_SECONDS if small_around else 0)
 
     async def stream(
-        self, prefix: str, array: ArrayInfo, selection: Selection, limit: int | None = None
+        self, id: str, attempt: str, array: ArrayInfo, selection: Selection, limit: int | None = None
     ) -> AsyncIterator[np.ndarray[Any, Any]]:
         """The selected values in C order as arrays of about `limit` bytes, the next read while one is used.
 
@@ -336,7 +157,7 @@ class ArrayStore:
         following: asyncio.Task[np.ndarray[Any, Any]] | None = None
         try:
             for piece in split_by_size(selection, array.chunks, itemsize, limit):
-                task = asyncio.create_task(self.read(prefix, array, piece))
+                task = asyncio.create_task(self.read(id, attempt, array, piece))
                 if following is not None:
                     current, following = following, task
                     yield await current
@@ -354,10 +175,10 @@ def _place(
     result: np.ndarray[Any, Any], part: ChunkPart, data: bytes, array: ArrayInfo, dtype: np.dtype[Any], key: str
 ) -> None:
     values = decode_chunk(data, array, dtype, key)
-    result[_orthogonal(part.target, result.shape)] = values[_orthogonal(part.source, values.shape)]
+    result[orthogonal(part.target, result.shape)] = values[orthogonal(part.source, values.shape)]
 
 
-def _orthogonal(index: Index, shape: tuple[int, ...]) -> Any:
+def orthogonal(index: Index, shape: tuple[int, ...]) -> Any:
     """`index` into an array of `shape`, so that NumPy applies each axis in turn also where several entries are lists."""
     if sum(isinstance(entry, np.ndarray) for entry in index) < 2:
         return index

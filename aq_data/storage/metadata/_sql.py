@@ -19,7 +19,8 @@ from aq_data.models.terms import KIND_ORDER, SortKey, pack_key, unpack_key
 
 __all__ = ["PRAGMAS", "SCHEMA", "SCHEMA_VERSION", "Cursor", "Statement", "compile_filter", "page_statement"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 2 added the tables of sweeps; nothing of version 1 changed, so opening such a database adds them."""
 
 PRAGMAS = (
     "PRAGMA busy_timeout=10000",
@@ -53,8 +54,36 @@ SCHEMA = (
     "CREATE TABLE IF NOT EXISTS terms (p INTEGER, v NOT NULL, d INTEGER, PRIMARY KEY (p, v, d)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS barred (id TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (id, key)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS tokens (id TEXT PRIMARY KEY, hash TEXT NOT NULL UNIQUE, token BLOB NOT NULL)",
+    # A sweep's plan never changes, its state with every block. `pending`: the background has something to do.
+    """CREATE TABLE IF NOT EXISTS sweeps (
+        number INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        plan BLOB NOT NULL,
+        state BLOB NOT NULL,
+        pending INTEGER NOT NULL)""",
+    "CREATE INDEX IF NOT EXISTS pending_sweeps ON sweeps (number) WHERE pending",
+    """CREATE TABLE IF NOT EXISTS blocks (
+        sweep INTEGER NOT NULL,
+        seq INTEGER NOT NULL,
+        header BLOB NOT NULL,
+        size INTEGER NOT NULL,
+        payload BLOB NOT NULL,
+        ref TEXT NOT NULL,
+        UNIQUE (sweep, seq))""",
     f"PRAGMA user_version={SCHEMA_VERSION}",
 )
+
+SWEEP = "SELECT s.number, s.plan, s.state, f.deleted FROM sweeps s JOIN datafiles f ON f.id=s.id WHERE s.id=?"
+INSERT_SWEEP = "INSERT INTO sweeps (id, plan, state, pending) VALUES (?, ?, ?, ?)"
+UPDATE_SWEEP = "UPDATE sweeps SET state=?, pending=? WHERE number=?"
+UNFINISHED = "SELECT s.plan, s.state FROM sweeps s JOIN datafiles f ON f.id=s.id WHERE s.pending AND NOT f.deleted"
+INSERT_BLOCK = "INSERT INTO blocks (sweep, seq, header, size, payload, ref) VALUES (?, ?, ?, ?, ?, ?)"
+BLOCK_ROWS = "SELECT header, payload, ref FROM blocks WHERE sweep=? AND seq>? ORDER BY seq"
+BLOCK_HEADERS = "SELECT seq, header FROM blocks WHERE sweep=? AND seq>? ORDER BY seq LIMIT ?"
+UNFOLDED_BYTES = "SELECT coalesce(sum(size), 0) FROM blocks WHERE sweep=? AND seq>?"
+DROP_BLOCKS = "DELETE FROM blocks WHERE sweep=? AND seq<=?"
+FORGET_BLOCKS = "DELETE FROM blocks WHERE sweep IN (SELECT number FROM sweeps WHERE id=?)"
+FORGET_SWEEP = "DELETE FROM sweeps WHERE id=?"
 
 
 @dataclass(frozen=True, slots=True)

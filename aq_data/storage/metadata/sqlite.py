@@ -35,7 +35,9 @@ from aq_data.storage.metadata._sql import (
     compile_filter,
     page_statement,
 )
+from aq_data.storage.metadata._sweeps import SqliteSweeps
 from aq_data.storage.metadata.store import MetadataStore, Page, Record, Token
+from aq_data.storage.metadata.sweeplog import SweepLog
 
 __all__ = ["SqliteStore"]
 
@@ -70,6 +72,7 @@ class SqliteStore(MetadataStore):
         with border():
             self._written = self._connect()
             self._prepare(self._written)
+        self._sweeps = SqliteSweeps(self)
         self._writer = Writer(self._written, self._memory_lock, self._index_next, self._index.forget)
 
     def _connect(self) -> sqlite3.Connection:
@@ -80,12 +83,12 @@ class SqliteStore(MetadataStore):
     def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.execute("BEGIN IMMEDIATE")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, SCHEMA_VERSION):
+        if version > SCHEMA_VERSION:
             connection.execute("ROLLBACK")
             raise ConfigError(
                 f"{self._path} has schema version {version}, this aq-data reads {SCHEMA_VERSION}; use the one that made it"
             )
-        if version == 0:
+        if version < SCHEMA_VERSION:
             for statement in SCHEMA:
                 connection.execute(statement)
         connection.execute("COMMIT")
@@ -108,7 +111,7 @@ class SqliteStore(MetadataStore):
 
     async def _catch_up(self) -> None:
         """Return when every record acknowledged by now is in the index."""
-        newest, indexed = await self._read(
+        newest, indexed = await self.read(
             lambda connection: connection.execute(
                 "SELECT (SELECT max(seq) FROM datafiles), value FROM progress WHERE name='indexed'"
             ).fetchone()
@@ -116,42 +119,52 @@ class SqliteStore(MetadataStore):
         while indexed < (newest or 0):
             indexed = await self._writer.write(self._index.advance)
 
-    async def insert(self, record: Record) -> Record | None:
-        document = record.document
-        encoded = msgspec.json.encode(document)
+    @property
+    def sweeps(self) -> SweepLog:
+        return self._sweeps
 
-        def operation(connection: sqlite3.Connection) -> Record | None:
-            existing = _load(connection, document.id)
-            if existing is not None:
-                return existing
-            _check_not_barred(connection, document.id, record.attempt)
-            connection.execute(
-                "INSERT INTO datafiles (id, revision, deleted, attempt, digest, document) VALUES (?, ?, ?, ?, ?, ?)",
-                (document.id, document.revision, document.state == "deleted", record.attempt, record.digest, encoded),
-            )
-            return None
-
+    async def write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+        """The operation's result once it is committed; for the parts of this store."""
         return await self._writer.write(operation)
+
+    async def insert(self, record: Record) -> Record | None:
+        return await self.write(lambda connection: self.insert_record(connection, record))
+
+    def insert_record(self, connection: sqlite3.Connection, record: Record) -> Record | None:
+        """`insert` inside a transaction."""
+        document = record.document
+        existing = _load(connection, document.id)
+        if existing is not None:
+            return existing
+        _check_not_barred(connection, document.id, record.attempt)
+        encoded = msgspec.json.encode(document)
+        connection.execute(
+            "INSERT INTO datafiles (id, revision, deleted, attempt, digest, document) VALUES (?, ?, ?, ?, ?, ?)",
+            (document.id, document.revision, document.state == "deleted", record.attempt, record.digest, encoded),
+        )
+        return None
 
     async def replace(self, record: Record, expected_revision: int, publishes: str = "") -> bool:
+        return await self.write(lambda connection: self.replace_record(connection, record, expected_revision, publishes))
+
+    def replace_record(
+        self, connection: sqlite3.Connection, record: Record, expected_revision: int, publishes: str = ""
+    ) -> bool:
+        """`replace` inside a transaction."""
         document = record.document
+        row = connection.execute(
+            "SELECT seq, document FROM datafiles WHERE id=? AND revision=?", (document.id, expected_revision)
+        ).fetchone()
+        if row is None:
+            return False
+        _check_not_barred(connection, document.id, publishes)
         encoded = msgspec.json.encode(document)
-
-        def operation(connection: sqlite3.Connection) -> bool:
-            row = connection.execute(
-                "SELECT seq, document FROM datafiles WHERE id=? AND revision=?", (document.id, expected_revision)
-            ).fetchone()
-            if row is None:
-                return False
-            _check_not_barred(connection, document.id, publishes)
-            connection.execute(
-                "UPDATE datafiles SET revision=?, deleted=?, attempt=?, digest=?, document=? WHERE seq=?",
-                (document.revision, document.state == "deleted", record.attempt, record.digest, encoded, row[0]),
-            )
-            self._index.replace(connection, row[0], row[1], encoded)
-            return True
-
-        return await self._writer.write(operation)
+        connection.execute(
+            "UPDATE datafiles SET revision=?, deleted=?, attempt=?, digest=?, document=? WHERE seq=?",
+            (document.revision, document.state == "deleted", record.attempt, record.digest, encoded, row[0]),
+        )
+        self._index.replace(connection, row[0], row[1], encoded)
+        return True
 
     async def bar(self, id: DataFileId, key: str) -> None:
         await self._writer.write(
@@ -160,7 +173,9 @@ class SqliteStore(MetadataStore):
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
-    async def _read(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+    async def read(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+        """The operation's result, from a thread and a connection that reads; for the parts of this store."""
+
         def run() -> T:
             with self._reader() as connection:
                 return operation(connection)
@@ -206,7 +221,7 @@ class SqliteStore(MetadataStore):
                 connection.execute("COMMIT")
 
         await self._catch_up()
-        return await self._read(operation)
+        return await self.read(operation)
 
     async def count(self, node: Node) -> int:
         where = _alive(compile_filter(node), False)
@@ -216,7 +231,7 @@ class SqliteStore(MetadataStore):
             return int(row[0])
 
         await self._catch_up()
-        return await self._read(operation)
+        return await self.read(operation)
 
     async def distinct(self, path: str, node: Node, limit: int) -> list[tuple[object, int]]:
         where = _alive(compile_filter(node, probe=True), False)
@@ -231,12 +246,12 @@ class SqliteStore(MetadataStore):
             return [(_value(kind, value), count) for kind, value, count in rows]
 
         await self._catch_up()
-        return await self._read(operation)
+        return await self.read(operation)
 
     async def scan(self) -> AsyncIterator[Record]:
         last = 0
         while True:
-            rows = await self._read(partial(_scan_after, last))
+            rows = await self.read(partial(_scan_after, last))
             for row in rows:
                 yield _record(row[1:])
             if len(rows) < SCANNED:
@@ -255,7 +270,7 @@ class SqliteStore(MetadataStore):
         return None if row is None else msgspec.json.decode(row[0], type=Token)
 
     async def tokens(self) -> list[Token]:
-        rows = await self._read(lambda connection: connection.execute("SELECT token FROM tokens ORDER BY id").fetchall())
+        rows = await self.read(lambda connection: connection.execute("SELECT token FROM tokens ORDER BY id").fetchall())
         return [msgspec.json.decode(row[0], type=Token) for row in rows]
 
     async def revoke_token(self, id: str, revoked_at: str) -> bool:

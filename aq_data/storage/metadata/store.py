@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from aq_data.models.datafile import DataFile, DataFileId
 from aq_data.models.query import Node
 from aq_data.models.terms import SortKey
+
+if TYPE_CHECKING:
+    from aq_data.storage.metadata.sweeplog import SweepLog
 
 __all__ = ["MetadataStore", "Page", "Record", "Token"]
 
@@ -49,6 +53,11 @@ class MetadataStore(ABC):
     Several processes may hold stores on the same database. Each method is one atomic step. Raises UnavailableError when
     the database cannot be reached or is busy too long, StorageError when it fails otherwise; never a driver's own error.
     """
+
+    @property
+    @abstractmethod
+    def sweeps(self) -> SweepLog:
+        """The sweeps among the records."""
 
     @abstractmethod
     async def insert(self, record: Record) -> Record | None:

@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import uvicorn
@@ -54,9 +54,21 @@ def _bind(config: ServerConfig) -> socket.socket:
     return bound
 
 
+class _Server(uvicorn.Server):
+    """Ends endless answers before it waits for the others."""
+
+    def __init__(self, config: uvicorn.Config, end_streams: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._end_streams = end_streams
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._end_streams()
+        await super().shutdown(sockets)
+
+
 def _server(config: ServerConfig, needs_token: bool) -> uvicorn.Server:
     app = build_app(config, open_stores(config), ask_for_tokens=needs_token)
-    return uvicorn.Server(
+    return _Server(
         uvicorn.Config(
             app.asgi,
             lifespan="on",
@@ -65,7 +77,8 @@ def _server(config: ServerConfig, needs_token: bool) -> uvicorn.Server:
             server_header=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
             timeout_keep_alive=75,
-        )
+        ),
+        app.end_streams,
     )
 
 

@@ -31,6 +31,7 @@ FORMATS = {"raw": RAW, "npy": NPY, "json": JSON, "csv": CSV, "arrow": ARROW}
 
 WHOLE_BYTES = 1 << 20
 """Up to this size an answer is one piece; beyond, values stream while the next are read."""
+MAP_ELEMENTS = 256 << 20
 TEXT_FORM_BYTES = 4 << 20
 """JSON, CSV and Arrow are made in memory: of at most this many bytes of values."""
 
@@ -88,6 +89,33 @@ class ArrayRoutes(Controller):
         else:
             content = await asyncio.to_thread(arrow_stream, values, name, part.array.dims)
         return Response(content, media_type=media, headers=headers)
+
+    @get(
+        "/{name:str}/written",
+        operation_id="readWrittenMap",
+        summary="Which elements of a slice were measured",
+        description="Booleans (one byte each, C order) of the slice's shape: what an open or abandoned sweep did not "
+        "measure reads as NaN, NaT, 0 or empty text, and is 0 here.",
+        responses=refusals(400, 404),
+        operation_class=operation(success={200: ("The map.", {RAW: BINARY})}),
+    )
+    async def written(
+        self,
+        reading: NamedDependency[Reading],
+        datafile_id: FromPath[str],
+        name: FromPath[str],
+        sel: FromQuery[str] = "",
+    ) -> Response[bytes]:
+        part = await reading.slice(datafile_id, name, sel)
+        if int(np.prod(part.selection.full_shape, dtype=object)) > MAP_ELEMENTS:
+            raise TooLargeError(f"the written map of at most {MAP_ELEMENTS} elements is given at once; select less")
+        values = await part.written()
+        headers = {
+            "Array-Dtype": "|b1",
+            "Array-Shape": ",".join(map(str, part.selection.shape)),
+            "Cache-Control": "no-store",
+        }
+        return Response(values.tobytes(), media_type=RAW, headers=headers)
 
     @put(
         "/{name:str}",

@@ -70,11 +70,12 @@ def decode_json(content: bytes, type: type[T], what: str) -> T:
 
 
 def if_match(request: AnyRequest) -> int | None:
-    """The revision that `If-Match` names, None without it or with `*`."""
+    """The revision that `If-Match` names, None without it or with `*`; of `"3-120"` (an open sweep) it is the 3."""
     text = request.headers.get("if-match", "").strip()
     if text in ("", "*"):
         return None
     number = text.removeprefix("W/").strip('"')
+    number = number.partition("-")[0] or number
     if not number.isascii() or not number.isdigit() or len(number) > 18:
         raise ValidationError(f'If-Match takes the revision, as in "3", not {text[:40]!r}')
     return int(number)

@@ -32,9 +32,10 @@ from aq_server.routes.bodies import (
 )
 from aq_server.routes.openapi import BINARY, header, json_object, operation, refusals
 from aq_server.service.datafiles import DataFiles
+from aq_server.service.growing import Growing
 from aq_server.service.saving import Save
 
-__all__ = ["DataFileRoutes", "FileRoutes"]
+__all__ = ["ARRAY_PART", "DataFileRoutes", "FileRoutes", "document_response"]
 
 _DOCUMENT = json_object("The DataFile's document: typed fields, `metadata`, and what the server adds.")
 _NEW = json_object(
@@ -51,11 +52,17 @@ _FORM = Schema(
 
 
 def document_response(document: DataFile, status: int) -> Response[bytes]:
-    """A document as JSON, its revision as ETag."""
-    headers = {"ETag": f'"{document.revision}"', "Cache-Control": "no-cache"}
+    """A document as JSON; its ETag is the revision, of an open sweep with the number of blocks (`"3-120"`)."""
+    headers = {"ETag": document_etag(document), "Cache-Control": "no-cache"}
     if status == 201:
         headers["Location"] = f"{DATAFILES}/{document.id}"
     return Response(msgspec.json.encode(document), status_code=status, media_type=JSON, headers=headers)
+
+
+def document_etag(document: DataFile) -> str:
+    """Changes whenever the answered document does."""
+    head = f"-{document.sweep.head}" if document.state == "open" and document.sweep is not None else ""
+    return f'"{document.revision}{head}"'
 
 
 class DataFileRoutes(Controller):
@@ -109,13 +116,16 @@ class DataFileRoutes(Controller):
         self,
         request: Request[Any, Any, Any],
         datafiles: NamedDependency[DataFiles],
+        growing: NamedDependency[Growing],
         datafile_id: FromPath[str],
         include_deleted: FromQuery[bool] = False,
     ) -> Response[bytes]:
-        record = await datafiles.get(datafile_id, include_deleted)
-        if matches_etag(request, f'"{record.document.revision}"'):
-            return Response(b"", status_code=304, headers={"ETag": f'"{record.document.revision}"'})
-        return document_response(record.document, 200)
+        document = await growing.present((await datafiles.get(datafile_id, include_deleted)).document)
+        etag = document_etag(document)
+        # Silence changes an open document too: it may have become stale.
+        if document.state != "open" and matches_etag(request, etag):
+            return Response(b"", status_code=304, headers={"ETag": etag})
+        return document_response(document, 200)
 
     @patch(
         "/{datafile_id:str}",
@@ -132,14 +142,15 @@ class DataFileRoutes(Controller):
         self,
         request: Request[Any, Any, Any],
         datafiles: NamedDependency[DataFiles],
+        growing: NamedDependency[Growing],
         config: NamedDependency[ServerConfig],
         datafile_id: FromPath[str],
     ) -> Response[bytes]:
         media = ("application/merge-patch+json", JSON)
         merge = await json_body(request, dict[str, Any], config.max_document_bytes, media)
-        return document_response(
-            await datafiles.patch(datafile_id, merge, if_match(request), request.scope["state"].get("user")), 200
-        )
+        user = request.scope["state"].get("user")
+        changed = await datafiles.patch(datafile_id, merge, if_match(request), user)
+        return document_response(await growing.present(changed), 200)
 
     @delete(
         "/{datafile_id:str}",
@@ -200,11 +211,11 @@ def _check_declared(new: NewDataFile, limit: int) -> None:
         raise TooLargeError(f"the declared arrays have {declared} bytes; the limit here is {limit}", limit=limit)
 
 
-_ARRAY_PART = re.compile(r"array:(\d{1,5})", re.ASCII)
+ARRAY_PART = re.compile(r"array:(\d{1,5})", re.ASCII)
 
 
 async def _begin_part(save: Save, part: FormPart) -> None:
-    array = _ARRAY_PART.fullmatch(part.name)
+    array = ARRAY_PART.fullmatch(part.name)
     if array:
         await save.begin_array(int(array[1]))
     elif part.name.startswith("file:"):

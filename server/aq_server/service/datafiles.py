@@ -32,6 +32,7 @@ from aq_data.models.values import format_instant
 from aq_data.storage.arrays.store import ArrayStore
 from aq_data.storage.metadata.store import MetadataStore, Record
 from aq_server.service.saving import FileWriter, Save, file_key, now
+from aq_server.service.signals import Signals
 
 __all__ = ["TOMBSTONE", "DataFiles", "StoredFile", "write_newest_copy"]
 
@@ -64,8 +65,9 @@ class StoredFile:
 class DataFiles:
     """The use cases. One instance serves all requests of a process; nothing of value lives in it."""
 
-    def __init__(self, metadata: MetadataStore, arrays: ArrayStore) -> None:
-        self.metadata, self.arrays = metadata, arrays
+    def __init__(self, metadata: MetadataStore, arrays: ArrayStore, signals: Signals | None = None) -> None:
+        """`signals` wakes those who follow a DataFile when it changes."""
+        self.metadata, self.arrays, self._signals = metadata, arrays, signals or Signals()
 
     async def begin_save(self, new: NewDataFile, user: str | None) -> Save:
         """Check the whole declaration and begin an attempt. `user` (from a token) takes the place of the client's word."""
@@ -98,6 +100,7 @@ class DataFiles:
                 return record.document
             if await self.metadata.replace(changed, record.document.revision, publishes):
                 await self._update_copy(changed)
+                self._signals.tell(record.document.id)
                 return changed.document
         raise UnavailableError(f"DataFile {id} is being changed by many others at once; try again")
 

@@ -1,44 +1,103 @@
-"""Use cases of reading: an array's selection, and the DataFile as a Zarr store."""
+"""Use cases of reading: an array's selection, its written map, and the DataFile as a Zarr store."""
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 from blake3 import blake3
 
-from aq_data.errors import CorruptionError, NotFoundError
+from aq_data.errors import CorruptionError, NotFoundError, UnavailableError
 from aq_data.models.arrays import ArrayInfo
 from aq_data.models.selection import Selection, format_selection, parse_selection
 from aq_data.storage.arrays.chunking import chunk_grid
-from aq_data.storage.arrays.format import array_document, chunk_key, group_document
-from aq_data.storage.arrays.store import ArrayStore, group_prefix
+from aq_data.storage.arrays.format import array_document, chunk_key, encode_chunk, group_document
+from aq_data.storage.arrays.growing import GrowingArray, ObjectGoneError, View
+from aq_data.storage.arrays.manifest import NOTHING
+from aq_data.storage.arrays.store import SLAB_BYTES, ArrayStore, group_prefix
 from aq_data.storage.metadata.store import Record
 from aq_server.service.datafiles import DataFiles
+from aq_server.service.growing import Growing
 
 __all__ = ["Reading", "Slice", "ZarrBlob"]
 
+T = TypeVar("T")
 
 _INDEX = re.compile(r"0|[1-9][0-9]{0,17}")
+TRIES = 5
+
+
+class FinishedSource:
+    """An array that never changes."""
+
+    def __init__(self, arrays: ArrayStore, record: Record, array: ArrayInfo) -> None:
+        self._arrays, self._record, self.array = arrays, record, array
+
+    async def read(self, selection: Selection) -> np.ndarray[Any, Any]:
+        return await self._arrays.read(self._record.document.id, self._record.attempt, self.array, selection)
+
+    async def written(self, selection: Selection) -> np.ndarray[Any, Any]:
+        return await self._arrays.written(self._record.document.id, self._record.attempt, self.array, selection)
+
+    def stream(self, selection: Selection, limit: int | None = None) -> AsyncIterator[np.ndarray[Any, Any]]:
+        return self._arrays.stream(self._record.document.id, self._record.attempt, self.array, selection, limit)
+
+
+class GrowingSource:
+    """An array of an open sweep, as of the moment the source was made."""
+
+    def __init__(self, arrays: ArrayStore, view: View, array: ArrayInfo, again: Callable[[], Awaitable[Source]]) -> None:
+        """`again` makes a source of a later moment."""
+        self._growing = GrowingArray(arrays.blobs, view, array)
+        self.array, self._again = array, again
+
+    async def read(self, selection: Selection) -> np.ndarray[Any, Any]:
+        return await self._tried(lambda source: source.read(selection), lambda: self._growing.read(selection))
+
+    async def written(self, selection: Selection) -> np.ndarray[Any, Any]:
+        return await self._tried(lambda source: source.written(selection), lambda: self._growing.written(selection))
+
+    async def _tried(self, later: Callable[[Source], Awaitable[T]], at_once: Callable[[], Awaitable[T]]) -> T:
+        """What `at_once` gives, or `later` of a source made anew when objects of this one were removed meanwhile."""
+        try:
+            return await at_once()
+        except ObjectGoneError:
+            return await later(await self._again())
+
+    async def stream(self, selection: Selection, limit: int | None = None) -> AsyncIterator[np.ndarray[Any, Any]]:
+        try:
+            async for piece in self._growing.stream(selection, limit or SLAB_BYTES):
+                yield piece
+        except ObjectGoneError as exc:
+            # Half of an older moment and half of a later one would be torn: the reader starts over.
+            raise UnavailableError("the sweep was folded while it was read; read again") from exc
+
+
+Source = FinishedSource | GrowingSource
 
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """A selection of one stored array, not read yet. `tag` changes whenever the values could."""
+    """A selection of one array, not read yet. `tag` changes whenever the values could."""
 
     array: ArrayInfo
     selection: Selection
     tag: str
+    source: Source
     _arrays: ArrayStore
-    _prefix: str
 
     async def read(self) -> np.ndarray[Any, Any]:
         """All selected values, of `selection.shape`."""
-        return await self._arrays.read(self._prefix, self.array, self.selection)
+        return await self.source.read(self.selection)
+
+    async def written(self) -> np.ndarray[Any, Any]:
+        """Which of the selected elements were measured."""
+        return await self.source.written(self.selection)
 
     async def give_way(self) -> None:
         """Let small reads come in between two pieces of a stream."""
@@ -46,7 +105,7 @@ class Slice:
 
     def stream(self) -> AsyncIterator[np.ndarray[Any, Any]]:
         """The selected values in C order, in pieces that bound memory."""
-        return self._arrays.stream(self._prefix, self.array, self.selection)
+        return self.source.stream(self.selection)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,57 +118,108 @@ class ZarrBlob:
 
 
 class Reading:
-    """Reads of complete DataFiles; every read begins with the newest record, so none is stale."""
+    """The use cases; nothing of value lives in an instance."""
 
-    def __init__(self, datafiles: DataFiles) -> None:
-        self._datafiles, self._arrays = datafiles, datafiles.arrays
+    def __init__(self, datafiles: DataFiles, growing: Growing) -> None:
+        self._datafiles, self._growing, self._arrays = datafiles, growing, datafiles.arrays
+
+    async def source(self, id: str, name: str) -> tuple[Source, str]:
+        """One array as of now, and a text that names this content among all that the array ever had."""
+        for _ in range(TRIES):
+            record = await self._datafiles.get(id)
+            if record.document.state != "open":
+                array = _array(record.document.id, record.document.arrays, name)
+                return FinishedSource(self._arrays, record, array), record.attempt
+            view = await self._growing.view(record.document.id)
+            if not view.state.ended_revision:
+                array = _array(record.document.id, view.arrays(), name)
+
+                async def again() -> Source:
+                    return (await self.source(id, name))[0]
+
+                return GrowingSource(self._arrays, view, array, again), f"{record.attempt}.{view.state.head}"
+            await asyncio.sleep(0)
+        raise UnavailableError(f"DataFile {id} changes faster than it can be read; try again")
 
     async def slice(self, id: str, name: str, text: str) -> Slice:
         """Locate an array and normalise a selection against its shape; reads no chunk."""
-        record = await self._datafiles.get(id)
-        array = _array(record, name)
-        selection = parse_selection(text, array.shape, name)
-        # Arrays of an attempt never change: attempt, name and selection say everything, without reading the values.
-        identity = f"{record.attempt}\0{name}\0{format_selection(selection)}".encode()
+        source, content = await self.source(id, name)
+        selection = parse_selection(text, source.array.shape, name)
+        # Attempt, position in the sweep, name and selection say everything, without reading the values.
+        identity = f"{content}\0{name}\0{format_selection(selection)}".encode()
         tag = blake3(identity).hexdigest(length=12)
-        return Slice(array, selection, tag, self._arrays, group_prefix(id, record.attempt))
+        return Slice(source.array, selection, tag, source, self._arrays)
 
     async def zarr(self, id: str, key: str) -> ZarrBlob:
         """One key of the Zarr v3 view. NotFoundError only for what does not exist: a lost chunk is CorruptionError."""
         record = await self._datafiles.get(id)
+        id = record.document.id
+        if record.document.state == "open":
+            view = await self._growing.view(id)
+            if not view.state.ended_revision:
+                return await self._open_zarr(record, view, key)
+            record = await self._datafiles.get(id)
         document = record.document
         if key == "zarr.json":
             return ZarrBlob(group_document(document, record.digest), f"{record.attempt}.{document.revision}", False)
-        name, _, rest = key.partition("/")
-        array = next((a for a in document.arrays if a.name == name), None)
-        if array is None:
-            raise NotFoundError(f"the Zarr view of DataFile {id} has no key {key[:80]!r}")
+        array, rest = _zarr_array(id, document.arrays, key)
         if rest == "zarr.json":
             return ZarrBlob(msgspec.json.encode(array_document(array)), f"{record.attempt}.a", False)
-        stored = _chunk_of(array, rest)
-        if stored is None:
-            raise NotFoundError(f"array {name!r} of shape {array.shape} has no key {rest[:80]!r}")
+        index = _chunk_of(array, rest)
+        if array.is_partial and (await self._arrays.coverage(id, record.attempt, array))[index] == NOTHING:
+            raise NotFoundError(f"nothing of chunk {rest!r} of array {array.name!r} was measured")
         try:
-            content = await self._arrays.blobs.get(f"{group_prefix(id, record.attempt)}/{stored}")
+            content = await self._arrays.blobs.get(f"{group_prefix(id, record.attempt)}/{chunk_key(array.name, index)}")
         except NotFoundError as exc:
             # A reader takes 404 for "fill value": a chunk that was stored must never be answered so.
-            raise CorruptionError(f"array {name!r} of DataFile {id} has lost chunk {rest!r}") from exc
+            raise CorruptionError(f"array {array.name!r} of DataFile {id} has lost chunk {rest!r}") from exc
         return ZarrBlob(content, f"{record.attempt}.c", True)
 
+    async def _open_zarr(self, record: Record, view: View, key: str) -> ZarrBlob:
+        """The view of a sweep as of now: chunks are put together from what is folded and the blocks over it."""
+        id, tag = record.document.id, f"{record.attempt}.{record.document.revision}.{view.state.head}"
+        if key == "zarr.json":
+            # Readers are shown what there is: the state in the copy is that of a DataFile whose arrays can be read.
+            document = self._growing.shown(record.document, view.plan, view.state)
+            return ZarrBlob(group_document(document, record.digest, is_view=True), tag, False)
+        array, rest = _zarr_array(id, view.arrays(), key)
+        if rest == "zarr.json":
+            return ZarrBlob(msgspec.json.encode(array_document(array)), tag, False)
+        index = _chunk_of(array, rest)
+        growing = GrowingArray(self._arrays.blobs, view, array)
+        stored, is_covered = growing.stored_chunk(index)
+        if not stored and not is_covered:
+            raise NotFoundError(f"nothing of chunk {rest!r} of array {array.name!r} was measured yet")
+        try:
+            if stored and not is_covered:
+                return ZarrBlob(await self._arrays.blobs.get(stored), tag, False)
+            content = encode_chunk(await growing.read_chunk(index), array.codec)
+        except (ObjectGoneError, NotFoundError):
+            return await self.zarr(id, key)
+        return ZarrBlob(content, tag, False)
 
-def _array(record: Record, name: str) -> ArrayInfo:
-    array = next((a for a in record.document.arrays if a.name == name), None)
+
+def _array(id: str, arrays: tuple[ArrayInfo, ...], name: str) -> ArrayInfo:
+    array = next((a for a in arrays if a.name == name), None)
     if array is None:
-        shapes = ", ".join(f"{a.name!r} {a.shape}" for a in record.document.arrays) or "none"
-        raise NotFoundError(f"DataFile {record.document.id} has no array {name[:80]!r}; it has {shapes}")
+        shapes = ", ".join(f"{a.name!r} {a.shape}" for a in arrays) or "none"
+        raise NotFoundError(f"DataFile {id} has no array {name[:80]!r}; it has {shapes}")
     return array
 
 
-def _chunk_of(array: ArrayInfo, rest: str) -> str | None:
-    """The stored key for `c/0/1`, built from the numbers, so that nothing of the client's text reaches a path."""
+def _zarr_array(id: str, arrays: tuple[ArrayInfo, ...], key: str) -> tuple[ArrayInfo, str]:
+    name, _, rest = key.partition("/")
+    array = next((a for a in arrays if a.name == name), None)
+    if array is None:
+        raise NotFoundError(f"the Zarr view of DataFile {id} has no key {key[:80]!r}")
+    return array, rest
+
+
+def _chunk_of(array: ArrayInfo, rest: str) -> tuple[int, ...]:
+    """The index in `c/0/1`; NotFoundError unless it is one of the array's chunks. The client's text reaches no path."""
     head, *numbers = rest.split("/")
-    if head != "c" or len(numbers) != len(array.shape) or not all(_INDEX.fullmatch(n) for n in numbers):
-        return None
-    index = tuple(int(n) for n in numbers)
-    inside = all(i < n for i, n in zip(index, chunk_grid(array.shape, array.chunks), strict=True))
-    return chunk_key(array.name, index) if inside else None
+    if head == "c" and len(numbers) == len(array.shape) and all(_INDEX.fullmatch(n) for n in numbers):
+        index = tuple(int(n) for n in numbers)
+        if all(i < n for i, n in zip(index, chunk_grid(array.shape, array.chunks), strict=True)):
+            return index
+    raise NotFoundError(f"array {array.name!r} of shape {array.shape} has no key {rest[:80]!r}")

@@ -21,7 +21,8 @@ from aq_data.errors import AqDataError, ConflictError, ValidationError
 from aq_data.models.datafile import TYPED_FIELDS, DataFile, FileInfo, NewDataFile, check_file_name, make_id
 from aq_data.models.values import format_instant
 from aq_data.storage.arrays.blobs import Upload
-from aq_data.storage.arrays.store import ArrayStore, ArrayWriter, group_prefix
+from aq_data.storage.arrays.store import ArrayStore, group_prefix
+from aq_data.storage.arrays.writing import ArrayWriter
 from aq_data.storage.metadata.store import MetadataStore, Record
 
 __all__ = ["FileWriter", "Save", "file_key", "now"]

@@ -11,6 +11,7 @@ from aq_data.models.datafile import DataFile
 from aq_data.models.query import Node, parse_filter
 from aq_data.models.terms import parse_path, parse_sort, path_segments
 from aq_data.storage.metadata.store import MetadataStore, Page
+from aq_server.service.growing import Growing
 
 __all__ = ["MAX_LIMIT", "SearchRequest", "Searching"]
 
@@ -32,8 +33,8 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Searching:
     """Parses, asks, projects."""
 
-    def __init__(self, metadata: MetadataStore) -> None:
-        self._metadata = metadata
+    def __init__(self, metadata: MetadataStore, growing: Growing) -> None:
+        self._metadata, self._growing = metadata, growing
 
     async def search(self, request: SearchRequest) -> Page:
         """One page. QueryError names what cannot be understood."""
@@ -42,11 +43,19 @@ class Searching:
         page = await self._metadata.search(
             parse_filter(request.filter), parse_sort(request.sort), request.limit, request.cursor, request.include_deleted
         )
+        documents = [await self._present(document) for document in page.documents]
+        page = msgspec.structs.replace(page, documents=documents)
         if request.fields is None:
             return page
         paths = [_segments(field) for field in request.fields]
         documents = [msgspec.Raw(msgspec.json.encode(_project(msgspec.json.decode(d), paths))) for d in page.documents]
         return msgspec.structs.replace(page, documents=documents)
+
+    async def _present(self, document: msgspec.Raw) -> msgspec.Raw:
+        """A document as `GET` answers it: an open sweep's has the extents of now."""
+        if b'"state":"open"' not in bytes(document):
+            return document
+        return msgspec.Raw(msgspec.json.encode(await self._growing.present(msgspec.json.decode(document, type=DataFile))))
 
     async def count(self, filter: dict[str, Any]) -> int:
         return await self._metadata.count(parse_filter(filter))

@@ -1,0 +1,120 @@
+"""Following a DataFile while it is measured, and delivering what other processes left in the spool."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+
+from aq_data.client.delivery import Delivery
+from aq_data.client.http import Http
+from aq_data.client.spool import Spool, spool_paths
+from aq_data.errors import AqDataError, RateLimitError, UnavailableError
+from aq_data.wire.routes import events_path
+
+__all__ = ["Event", "deliver_left_behind", "follow", "push"]
+
+log = logging.getLogger("aq_data")
+
+SILENCE = httpx.Timeout(45.0, connect=5.0)
+"""The server says something every 15 seconds; after three times that the connection is dead."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a DataFile: `kind` is block, metadata, finished or abandoned; go on after it with its `id`.
+
+    `data` of a block: seq, writer, n, at, and `variables` with name, start and shape of what was written.
+    """
+
+    id: str
+    kind: str
+    data: dict[str, Any]
+
+
+def follow(http: Http, id: str, after: str, wait: Callable[[float], None]) -> Iterator[Event]:
+    """Events behind the id `after`, each once, until the DataFile is finished or abandoned; reconnects after any gap."""
+    pause = FIRST_PAUSE
+    while True:
+        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
+        try:
+            with http.stream("GET", events_path(id), headers=headers, timeout=SILENCE) as response:
+                for event in _parsed(response.iter_lines()):
+                    after, pause = event.id, FIRST_PAUSE
+                    yield event
+                    if event.kind in ("finished", "abandoned"):
+                        return
+        except (UnavailableError, RateLimitError, httpx.HTTPError):
+            if http.client.is_closed:
+                raise UnavailableError("this client was closed; connect again") from None
+        wait(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _parsed(lines: Iterator[str]) -> Iterator[Event]:
+    """Server-sent events (WHATWG HTML, section 9.2), of those fields that aq-data sends."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        if line:
+            name, _, value = line.partition(":")
+            fields[name] = value.removeprefix(" ")
+        else:
+            if "data" in fields:
+                yield Event(fields.get("id", ""), fields.get("event", ""), msgspec.json.decode(fields["data"]))
+            fields = {}
+
+
+def push(http: Http, spool: Spool) -> int:
+    """Deliver a spool that was left behind, and delete it; how many blocks it held that had not arrived.
+
+    What it raises leaves the spool as it was. The lock is let go of either way.
+    """
+    delivery = Delivery(http, spool, is_live=False)
+    try:
+        while delivery.step():
+            pass
+    except BaseException:
+        spool.close()
+        raise
+    spool.remove()
+    return delivery.sent
+
+
+def deliver_left_behind(http: Http, target: str, root: Path, sweep: str | None = None) -> list[AqDataError]:
+    """Deliver every spool for `target` (of one sweep) whose process is gone; what could not be delivered, and why."""
+    failures: list[AqDataError] = []
+    for path in spool_paths(root):
+        spool = Spool.open(path)
+        if spool is None:
+            continue
+        if spool.target.target != target or sweep not in (None, spool.target.sweep):
+            spool.close()
+            continue
+        try:
+            push(http, spool)
+        except AqDataError as exc:
+            log.warning("a spool could not be delivered", extra={"fields": {"spool": str(path), "error": str(exc)}})
+            failures.append(exc)
+            if isinstance(exc, UnavailableError):
+                break
+    return failures
+
+
+def deliver_in_background(http: Http, target: str, root: Path) -> threading.Thread | None:
+    """A thread that delivers what earlier processes left for `target`; None when there is nothing."""
+    try:
+        paths = spool_paths(root)
+    except OSError:
+        return None
+    if not paths:
+        return None
+    thread = threading.Thread(target=deliver_left_behind, args=(http, target, root), name="aq-data-spool", daemon=True)
+    thread.start()
+    return thread

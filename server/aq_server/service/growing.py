@@ -1,0 +1,87 @@
+"""Sweeps as readers see them while they grow."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from datetime import UTC, datetime
+
+import msgspec
+
+from aq_data.errors import NotFoundError, UnavailableError
+from aq_data.models.datafile import DataFile, DataFileId, SweepInfo
+from aq_data.models.sweep import Plan, State, grown_arrays
+from aq_data.models.values import parse_instant
+from aq_data.storage.arrays.folding import Folder
+from aq_data.storage.arrays.growing import View
+from aq_data.storage.metadata.store import MetadataStore
+from aq_data.storage.metadata.sweeplog import Tail
+
+__all__ = ["Growing"]
+
+KEPT_TAILS = 8
+"""Sweeps whose unfolded blocks stay in memory between two reads: each read then fetches only what is new."""
+TRIES = 10
+
+
+class Growing:
+    """Views of open sweeps, and their documents with the true extents."""
+
+    def __init__(self, metadata: MetadataStore, folder: Folder, stale_after: float) -> None:
+        """`stale_after`: seconds of silence after which an open sweep is called stale."""
+        self._metadata, self._folder, self._stale_after = metadata, folder, stale_after
+        self._tails: OrderedDict[DataFileId, Tail] = OrderedDict()
+
+    async def view(self, id: DataFileId) -> View:
+        """The sweep as of now: every acknowledged block, whole."""
+        for _ in range(TRIES):
+            tail = await self._tail(id)
+            try:
+                return View(tail.plan, tail.state, await self._folder.manifest(tail.plan, tail.state), tail.rows)
+            except NotFoundError:
+                continue  # folded again, or ended, since the state was read
+        raise UnavailableError(f"sweep {id} changes faster than it can be read; try again")
+
+    async def _tail(self, id: DataFileId) -> Tail:
+        known = self._tails.get(id)
+        newer = await self._metadata.sweeps.tail(id, known.state.head if known is not None else 0)
+        kept = known.rows if known is not None else ()
+        rows = (*(row for row in kept if row.placed.seq > newer.state.folded), *newer.rows)
+        tail = Tail(newer.plan, newer.state, rows)
+        if newer.state.ended_revision:
+            self._tails.pop(id, None)
+            return tail
+        # Another task may have come back from the store with more meanwhile.
+        other = self._tails.get(id)
+        if other is None or other.state.head <= tail.state.head:
+            self._tails[id] = tail
+            self._tails.move_to_end(id)
+        if len(self._tails) > KEPT_TAILS:
+            self._tails.popitem(last=False)
+        return tail
+
+    async def present(self, document: DataFile) -> DataFile:
+        """The document as it is answered: of an open sweep with the extents, head and silence of now."""
+        if document.state != "open" or document.sweep is None:
+            return document
+        plan, state = await self._metadata.sweeps.get(document.id)
+        if state.ended_revision:
+            record = await self._metadata.get(document.id)
+            return record.document if record is not None else document
+        return self.shown(document, plan, state)
+
+    def shown(self, document: DataFile, plan: Plan, state: State) -> DataFile:
+        """`present` with the state at hand."""
+        arrays = grown_arrays(plan, state)
+        info = msgspec.structs.replace(
+            document.sweep or SweepInfo(),
+            head=state.head,
+            last_block_at=state.last_block_at,
+            stale=self.is_stale(document, state),
+        )
+        size = sum(array.nbytes for array in arrays) + sum(file.size for file in document.files)
+        return msgspec.structs.replace(document, arrays=arrays, size=size, sweep=info)
+
+    def is_stale(self, document: DataFile, state: State) -> bool:
+        """Whether an open sweep was silent for too long. Its writer may go on all the same."""
+        last = parse_instant(state.last_block_at or document.created_at, "last_block_at")
+        return state.seal is None and (datetime.now(UTC) - last).total_seconds() > self._stale_after

@@ -1,0 +1,67 @@
+"""Measuring through the client: what was written is read back while the sweep grows, after it ended, and by plain Zarr."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import aq_data
+
+
+@pytest.fixture(autouse=True)
+def _spool(monkeypatch, tmp_path):
+    monkeypatch.setenv("AQ_DATA_SPOOL", str(tmp_path / "spool"))
+
+
+def test_a_grid_that_grows_is_read_at_every_moment(client, tmp_path):
+    """Appended rows, a region written over, a gap: the values, the extents and the written map, live and at the end."""
+    flux = np.linspace(0, 1, 5)
+    expected = np.full((5, 12), complex("nan+nanj"))
+    dims = {"flux": (flux, {"units": "Wb"}), "delay": None}
+    with client.sweep("T1", dims=dims, variables={"iq": ("complex128", ("flux", "delay"))}, tags=["q3"]) as sweep:
+        for i in range(8):
+            expected[:, i] = np.arange(5) + 1j * i
+            sweep.append(iq=expected[:, i], delay=0.5 * i, dim="delay")
+        sweep.write(iq=np.array([9, 8.0]), at={"flux": slice(1, 3), "delay": 2})
+        expected[1:3, 2] = [9, 8]
+        sweep.write(iq=7.0, at={"flux": -1, "delay": 11})
+        expected[4, 11] = 7
+        sweep.flush()
+        file = client.get(sweep.id)
+        assert file.state == "open"
+        np.testing.assert_array_equal(file["iq"][...], expected)
+        np.testing.assert_array_equal(file.written("iq"), ~np.isnan(expected))
+        assert file.open(live=True)["flux"].attrs == {"units": "Wb"}
+    file.refresh()
+    assert (file.state, file.tags) == ("complete", ["q3"])
+    np.testing.assert_array_equal(file["iq"][...], expected)
+    np.testing.assert_array_equal(file.written("iq"), ~np.isnan(expected))
+    with xr.open_zarr(file.path) as plain:
+        np.testing.assert_array_equal(plain["iq"].values, expected)
+        np.testing.assert_array_equal(plain["flux"].values, flux)
+    assert not list((tmp_path / "spool").iterdir())
+
+
+def test_an_exception_abandons_the_sweep_with_its_reason(client):
+    """What was written before it stays readable."""
+    with pytest.raises(ZeroDivisionError), client.sweep("x", dims={"x": None}, variables={"y": ("f8", "x")}) as sweep:
+        sweep.append(y=1.5, x=2.0)
+        _ = 1 / 0
+    file = client.get(sweep.id)
+    assert (file.state, file.sweep["reason"]) == ("abandoned", "ZeroDivisionError: division by zero")
+    assert file["y"][...].tolist() == [1.5]
+
+
+def test_followers_get_every_block_and_the_end(client):
+    """Each event once and in order; going on behind one gives the rest."""
+    with client.sweep("x", dims={"x": None}, variables={"y": ("f8", "x")}) as sweep:
+        for i in range(5):
+            sweep.append(y=float(i), x=float(i))
+            sweep.flush()
+        client.update(sweep.id, {"comment": "good"})
+    events = list(client.follow(sweep.id))
+    assert [event.kind for event in events] == ["block"] * 5 + ["metadata", "finished"]
+    assert [event.data["seq"] for event in events[:5]] == [1, 2, 3, 4, 5]
+    assert list(client.follow(sweep.id, after=events[2].id)) == events[3:]
+    assert isinstance(events[0], aq_data.Event)
