@@ -14,7 +14,7 @@ import msgspec
 from aq_data.client.connections import Source, release
 from aq_data.client.datafile import DataFile, Hits
 from aq_data.client.http import TRIES, Body, Http, decoded
-from aq_data.client.live import Event, deliver_in_background, deliver_left_behind, follow
+from aq_data.client.live import Delivered, Event, deliver_in_background, deliver_left_behind, follow
 from aq_data.client.outgoing import OutgoingArray, OutgoingFile, outgoing_arrays, outgoing_files
 from aq_data.client.progress import progress
 from aq_data.client.spool import is_being_delivered, spool_root
@@ -169,9 +169,9 @@ class Client:
             self._delivering.join()
         while is_being_delivered(root, id):
             time.sleep(WAIT_SECONDS)
-        failures = deliver_left_behind(self._http, self._source.target, root, id)
-        if failures:
-            raise failures[0]
+        for outcome in deliver_left_behind(self._http, self._source.target, root, id):
+            if outcome.error is not None:
+                raise outcome.error
         status = self._http.json("GET", sweep_path(id))
         if status["state"] != "open":
             raise ConflictError(f"the sweep {id} is {status['state']}; open a new one", code="finished")
@@ -180,9 +180,15 @@ class Client:
         sweep.begin()
         return sweep
 
-    def deliver_left_behind(self) -> None:
-        """Deliver what processes of this computer that are gone left in the spool for this target; in the background."""
+    def deliver_in_background(self) -> None:
+        """Begin to deliver what processes of this computer that are gone left in the spool for this target."""
         self._delivering = deliver_in_background(self._http, self._source.target, spool_root())
+
+    def deliver(self) -> list[Delivered]:
+        """Deliver what processes of this computer that are gone left in the spool for this target; what became of each."""
+        if self._delivering is not None:
+            self._delivering.join()
+        return deliver_left_behind(self._http, self._source.target, spool_root())
 
     def follow(self, id: str, after: str = "") -> Iterator[Event]:
         """What happens to a DataFile, as it happens: `for event in client.follow(id)`; ends when the sweep does.

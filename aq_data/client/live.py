@@ -18,7 +18,7 @@ from aq_data.client.spool import Spool, spool_paths
 from aq_data.errors import AqDataError, RateLimitError, StorageError, UnavailableError
 from aq_data.wire.routes import events_path
 
-__all__ = ["Event", "deliver_left_behind", "follow", "push"]
+__all__ = ["Delivered", "Event", "deliver_in_background", "deliver_left_behind", "follow", "push"]
 
 log = logging.getLogger("aq_data")
 
@@ -93,9 +93,19 @@ def push(http: Http, spool: Spool) -> int:
     return delivery.sent
 
 
-def deliver_left_behind(http: Http, target: str, root: Path, sweep: str | None = None) -> list[AqDataError]:
-    """Deliver every spool for `target` (of one sweep) whose process is gone; what could not be delivered, and why."""
-    failures: list[AqDataError] = []
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """What became of one spool: `blocks` were sent, or `error` says why it is still there."""
+
+    path: Path
+    sweep: str
+    blocks: int
+    error: AqDataError | None = None
+
+
+def deliver_left_behind(http: Http, target: str, root: Path, sweep: str | None = None) -> list[Delivered]:
+    """Deliver every spool for `target` (of one sweep) whose process is gone; what became of each."""
+    outcomes: list[Delivered] = []
     for path in spool_paths(root):
         spool = Spool.open(path)
         if spool is None:
@@ -104,13 +114,14 @@ def deliver_left_behind(http: Http, target: str, root: Path, sweep: str | None =
             spool.close()
             continue
         try:
-            push(http, spool)
+            outcomes.append(Delivered(path, spool.target.sweep, push(http, spool)))
         except (AqDataError, OSError) as exc:
-            log.warning("a spool could not be delivered", extra={"fields": {"spool": str(path), "error": str(exc)}})
-            failures.append(exc if isinstance(exc, AqDataError) else StorageError(f"the spool {path} cannot be read: {exc}"))
-            if isinstance(exc, UnavailableError):
+            error = exc if isinstance(exc, AqDataError) else StorageError(f"the spool {path} cannot be read: {exc}")
+            log.warning("a spool could not be delivered", extra={"fields": {"spool": str(path), "error": str(error)}})
+            outcomes.append(Delivered(path, spool.target.sweep, 0, error))
+            if isinstance(error, UnavailableError):
                 break
-    return failures
+    return outcomes
 
 
 def deliver_in_background(http: Http, target: str, root: Path) -> threading.Thread | None:
