@@ -268,6 +268,8 @@ class Sweep:
 
     def _end(self, step: Literal["finish", "abandon"], reason: str, timeout: float | None) -> None:
         with self._write_lock:
+            if self._failure is not None:
+                raise self._failure
             if not self._ending:
                 self._spool.append("end", msgspec.json.encode(End(step, self._accepted, reason)), [])
                 self._ending = True
@@ -293,8 +295,11 @@ class Sweep:
                 self.finish(CLOSE_SECONDS)
             else:
                 self.abandon(f"{type(exc).__name__}: {exc}", CLOSE_SECONDS)
-        except UnavailableError as late:
-            # Nothing is lost and the script may go on: the rest is delivered by this process while it lives, or later.
+        except AqDataError as late:
+            if exc is None and not isinstance(late, UnavailableError):
+                raise
+            # Nothing is lost and the script may go on: the rest is delivered by this process while it lives, or later. And
+            # what went wrong in the experiment is not to be hidden by what went wrong after it.
             warnings.warn(
                 f"{late}; the next aq_data.connect or `aq-data spool push` delivers the rest", RuntimeWarning, stacklevel=2
             )

@@ -159,7 +159,10 @@ class Manifest:
     @classmethod
     def decode(cls, data: bytes, key: str) -> Manifest:
         """CorruptionError naming `key` when the bytes are not what was stored."""
-        encoded = msgspec.msgpack.decode(unpack(data, key), type=_Encoded)
+        try:
+            encoded = msgspec.msgpack.decode(unpack(data, key), type=_Encoded)
+        except msgspec.DecodeError as exc:
+            raise CorruptionError(f"the manifest {key!r} cannot be read: {exc}") from exc
         arrays = {
             name: Cells(
                 *(
