@@ -1,4 +1,4 @@
-"""A measurement that colleagues watch: rows are written as they are measured, a follower sees them, the end is plain Zarr."""
+"""A measurement that colleagues watch: rows are written as they are measured, a follower sees them, the end is Zarr."""
 
 import os
 import tempfile
