@@ -44,6 +44,7 @@ __all__ = ["Appending", "Opening", "SweepStatus", "Sweeps"]
 
 LARGE_BYTES = 4 << 20
 """A block over this lies in a blob of its own; the log row points at it."""
+UPLOAD_BYTES = 1 << 20
 GATHERED_BYTES = 4 << 20
 GATHERED_BLOCKS = 1000
 """Blocks of one request are committed together up to so many."""
@@ -249,10 +250,12 @@ class Appending:
     async def write(self, data: memoryview) -> None:
         """The next bytes of the block."""
         self._left -= len(data)
-        if self._upload is not None:
-            await self._upload.write(data)
-        elif not self._skipping:
+        if not self._skipping:
             self._buffer += data
+        if self._upload is not None and (len(self._buffer) >= UPLOAD_BYTES or not self._left):
+            # In larger pieces than the socket's: each is handed to a thread.
+            pieces, self._buffer = self._buffer, bytearray()
+            await self._upload.write(pieces)
 
     async def end(self) -> None:
         """All bytes of the block have come."""
