@@ -500,3 +500,33 @@ def test_commands_of_a_client_need_no_server_library():
     modules = {name.split(".")[0] for name in done.stdout.split()}
     assert "aq_data" in modules
     assert modules.isdisjoint({"litestar", "zarr", "uvicorn", "numcodecs"})
+
+
+def test_what_waits_in_the_spool_is_listed_delivered_or_dropped(run, data, tmp_path, monkeypatch):
+    """Of processes that are gone: `spool ls` shows it, `push` delivers it to where it belongs, `drop` gives it up."""
+    monkeypatch.setenv("AQ_DATA_SPOOL", str(tmp_path / "spool"))
+    assert "nothing waits" in run("spool", "ls")[1]
+    code = (
+        "import aq_data, os, sys\n"
+        "client = aq_data.connect(sys.argv[1])\n"
+        "sweep = client.sweep('T1', dims={'x': None}, variables={'y': ('f8', 'x')})\n"
+        "sweep.append(y=1.0, x=1.0)\n"
+        "sweep.flush()\n"
+        "client.close()\n"
+        "sweep._wake.set = lambda: None\n"
+        "sweep.append(y=2.0, x=2.0)\n"
+        "print(sweep.id, flush=True)\n"
+        "os._exit(1)\n"
+    )
+    ids = [
+        subprocess.run([sys.executable, "-c", code, data], capture_output=True, text=True).stdout.strip() for _ in range(2)
+    ]
+    waiting = [json.loads(line) for line in run("spool", "ls", "--json")[1].splitlines()]
+    assert sorted((info["sweep"], info["blocks"], info["live"]) for info in waiting) == sorted((id, 1, False) for id in ids)
+    assert run("spool", "drop", ids[1])[0] == 0
+    status, said, _ = run("spool", "push")
+    assert (status, said.split()[:2]) == (0, ["delivered", "1"])
+    assert run("spool", "drop", ids[0])[0] == 1  # nothing of it is left
+    with aq_data.connect(data) as client:
+        assert client.get(ids[0])["y"][...].tolist() == [1, 2]
+        assert client.get(ids[1])["y"][...].tolist() == [1]
