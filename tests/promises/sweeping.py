@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,9 +136,7 @@ class Course:
         if not values.size:
             return 0
         if name == "z":
-            filled = np.nan_to_num(values, nan=0.0)
-            m = int(filled.max()) // PLACES if filled.max() < PLACES * 1e9 else 0
-            tops = (filled[:, 0]).astype(int) // PLACES
+            tops = np.nan_to_num(values[:, 0]).astype(int) // PLACES
             m = int(tops.max())
             assert tops.tolist() == self.state(m)["z"][: len(values)].tolist(), f"{self.kind} z is not that of {m} blocks"
             ramp = 1.0 + np.arange(LONG)
@@ -150,11 +148,6 @@ class Course:
         expected = self.state(m)[name][: len(values)]
         assert values.tolist() == expected.tolist(), f"{name} of {self.kind} {self.id} is not the work of its first {m} blocks"
         return m
-
-
-def large_top(values: np.ndarray[Any, Any]) -> int:
-    """The block a row of "z" is from."""
-    return int(values[0]) // PLACES
 
 
 class Reader:
@@ -313,16 +306,18 @@ class Crew:
             except BaseException as exc:
                 self.failures.append(exc)
 
-        self._threads.append(threading.Thread(target=run))
+        self._threads.append(threading.Thread(target=run, daemon=True))
         self._threads[-1].start()
 
     def check(self) -> None:
         if self.failures:
             raise self.failures[0]
 
-    def join(self, seconds: float = 60.0) -> None:
+    def join(self, seconds: float = 30.0) -> None:
+        until = time.monotonic() + seconds
         for thread in self._threads:
-            thread.join(seconds)
+            while thread.is_alive() and not self.failures and time.monotonic() < until:
+                thread.join(0.1)
         self.check()
         assert not any(thread.is_alive() for thread in self._threads), "a thread does not end"
 
@@ -345,10 +340,3 @@ def rounds_log(path: Path) -> Callable[..., None]:
             file.write(json.dumps(fields) + "\n")
 
     return write
-
-
-def collected(client: aq_data.Client, id: str, into: list[aq_data.Event]) -> Iterator[None]:
-    """Follow until the end."""
-    for event in client.follow(id):
-        into.append(event)
-        yield

@@ -34,7 +34,7 @@ from sweeping import (
 )
 
 import aq_data
-from aq_data.errors import NotFoundError
+from aq_data.errors import NotFoundError, UnavailableError
 from aq_data.models.datafile import make_id
 
 # Read before the fixture that clears the environment.
@@ -72,7 +72,10 @@ class Era:
         self.crew, self.stop = Crew(), threading.Event()
         self.server: Server | None = None
         self.writer: Process | None = None
-        self.reader = Reader(self.url, self.courses, lambda c: self.slots.acknowledged(c.number), seed)
+        self.reader = Reader(self.url, self.courses, self.floor, seed)
+
+    def floor(self, course: Course) -> int:
+        return self.slots.acknowledged(course.number)
 
     def start_server(self, die_at: int = 0) -> None:
         slow = self.chance.choice([0.0, 0.01, 0.05])
@@ -107,6 +110,12 @@ class Era:
                     return
                 except NotFoundError:
                     self.stop.wait(0.05)  # not opened yet
+                except UnavailableError:
+                    if not self.stop.is_set():
+                        raise
+
+    def is_over(self, course: Course) -> bool:
+        return bool(self.events[course.id]) and self.events[course.id][-1].kind == "finished"
 
     def check(self) -> None:
         self.crew.check()
@@ -148,8 +157,7 @@ class Era:
             )
         wait_for(lambda: self.reader.looks >= looks + len(self.courses), "the reader gets nowhere", check=self.check)
         with connected(self.url) as client:
-            found = [self.reader.__class__(self.url, [c], lambda c: self.slots.acknowledged(c.number), 0).look(client, c)
-                     for c in self.courses]
+            found = [Reader(self.url, [], self.floor, 0).look(client, course) for course in self.courses]
         self.check()
         return {"victim": victim, "when": where, "accepted": accepted, "acknowledged": acknowledged, "found": found}
 
@@ -169,7 +177,8 @@ class Era:
             self.check()
         wait_for(lambda: not self.writer.is_alive, "the writer does not finish", seconds=60, check=self.check)
         assert self.writer.process.returncode == 0, self.writer.log.read_text()[-3000:]
-        self.crew.join(5) if self.crew.failures else self.stop.set()
+        wait_for(lambda: all(self.is_over(c) for c in self.courses), "a follower misses the end", check=self.check)
+        self.stop.set()
         self.crew.join()
         assert [p.name for p in (self.folder / "spool").glob("*/*.segment")] == []
         with connected(self.url) as client:
