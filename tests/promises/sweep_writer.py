@@ -28,7 +28,7 @@ from aq_data.errors import ConflictError, NotFoundError, UnavailableError
 aq_data.client.http.FIRST_PAUSE = 0.01
 aq_data.client.sweeps.FIRST_PAUSE, aq_data.client.sweeps.LONGEST_PAUSE = 0.02, 0.2
 
-MOST_BLOCKS, MOST_BYTES = 300, 30 << 20
+MOST_BLOCKS, MOST_BYTES = 200, 10 << 20
 """The writer rests when it is so far ahead: a test should catch up soon."""
 
 
@@ -98,7 +98,7 @@ def run(settings: dict[str, Any]) -> int:
                 continue
             lag = sweep.lag
             slots.set(i, counts[i], counts[i] - lag.blocks)
-            if lag.blocks < MOST_BLOCKS and lag.bytes < MOST_BYTES and (course.kind != "large" or turn % 15 == 1):
+            if lag.blocks < MOST_BLOCKS and lag.bytes < MOST_BYTES and (course.kind != "large" or turn % 12 == 1):
                 course.write(sweep, counts[i] + 1)
                 counts[i] += 1
                 slots.set(i, counts[i], counts[i] - lag.blocks - 1)

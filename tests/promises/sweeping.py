@@ -31,13 +31,13 @@ EAGER = {
     "FOLD_SECONDS": 0.3,
     "LOOK_SECONDS": 0.05,
     "LEASE_SECONDS": 1.0,
-    "BATCH_BYTES": 6 << 20,
+    "BATCH_BYTES": 12 << 20,
     "SEGMENT_BLOCKS": 60,
     "RETIRED_SECONDS": 1.0,
 }
 """Folds often, in small batches, and forgets replaced objects soon."""
 
-WIDTH, LONG = 8, 600_001
+WIDTH, LONG = 8, 530_001
 PLACES = 1000
 """Block g of a course writes g * PLACES + 1, + 2, … into the cells of its region: a cell tells which block it is from."""
 
@@ -241,7 +241,7 @@ class Process:
         self.log = log
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, *command], stderr=errors, env={**os.environ, **(environment or {})}, **options
+                [sys.executable, "-X", "faulthandler", *command], stderr=errors, env={**os.environ, **(environment or {})}, **options
             )
 
     @property
@@ -322,7 +322,7 @@ class Crew:
         assert not any(thread.is_alive() for thread in self._threads), "a thread does not end"
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 30.0, check: Callable[[], None] | None = None) -> None:
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60.0, check: Callable[[], None] | None = None) -> None:
     """Poll until it is so; AssertionError saying `what` when it never is."""
     until = time.monotonic() + seconds
     while not condition():

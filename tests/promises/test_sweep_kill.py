@@ -11,6 +11,7 @@ import json
 import os
 import random
 import secrets
+import signal
 import threading
 import time
 from pathlib import Path
@@ -89,7 +90,7 @@ class Era:
             "slots": str(self.folder / "slots"),
             "stop": str(self.folder / "stop"),
             "by": self.chance.choice(WAYS),
-            "pace": self.chance.choice([0.0, 0.005, 0.02]),
+            "pace": self.chance.choice([0.02, 0.05]),
             "courses": [[c.seed, c.number, c.kind, c.id] for c in self.courses],
         }
         self.writer = Process([str(HERE / "sweep_writer.py"), json.dumps(settings)], self.folder / "writer.log")
@@ -97,7 +98,7 @@ class Era:
     def begin(self) -> None:
         self.start_server()
         self.start_writer()
-        self.crew.start(self.reader.run, self.stop, 0.05)
+        self.crew.start(self.reader.run, self.stop, 0.1)
         for course in self.courses:
             self.crew.start(self.follow, course)
 
@@ -152,7 +153,7 @@ class Era:
             wanted = accepted[course.number]
             wait_for(
                 lambda n=course.number, wanted=wanted: self.slots.acknowledged(n) >= wanted,
-                f"{wanted} blocks of {course.kind} were accepted, {self.slots.acknowledged(course.number)} acknowledged",
+                f"{wanted} blocks of {course.kind} were accepted and do not arrive",
                 check=self.check,
             )
         wait_for(lambda: self.reader.looks >= looks + len(self.courses), "the reader gets nowhere", check=self.check)
@@ -188,11 +189,11 @@ class Era:
                 check_ended(course, client, blocks)
                 check_events(self.events[course.id], blocks)
 
-    def close(self) -> None:
+    def close(self, number: int = signal.SIGKILL) -> None:
         self.stop.set()
         for process in (self.writer, self.server):
             if process is not None:
-                process.end()
+                process.end(number)
 
 
 def kill_sweeps(folder: Path, data: Path, rounds: int, per_era: int, log: Path) -> None:
@@ -209,6 +210,9 @@ def kill_sweeps(folder: Path, data: Path, rounds: int, per_era: int, log: Path) 
                 write(seed=SEED, round=done, era=number, **era.round(victims.pop()))
                 done += 1
             era.end(kills=2)
+        except BaseException:
+            era.close(signal.SIGABRT)  # their logs then show what they were at
+            raise
         finally:
             era.close()
         number += 1
