@@ -72,11 +72,12 @@ def events_prefix(id: str, attempt: str) -> str:
 
 
 class Segment(msgspec.Struct, frozen=True, array_like=True, order=True):
-    """An object with the headers of the blocks `first` to `last`."""
+    """An object with the headers of the blocks `first` to `last`, of `size` bytes before compression."""
 
     first: int
     last: int
     key: str
+    size: int
 
 
 class _Packed(msgspec.Struct, frozen=True, array_like=True):
@@ -137,6 +138,13 @@ class Manifest:
     retired: tuple[tuple[float, tuple[str, ...]], ...] = ()
     extents: dict[str, int] = field(default_factory=dict)
     touched: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """About how much memory it takes."""
+        return sum(13 * cells.coverage.size for cells in self.arrays.values()) + 200 * (
+            len(self.segments) + sum(len(keys) for _, keys in self.retired)
+        )
 
     def encode(self) -> bytes:
         """The object's bytes, with a checksum."""
