@@ -67,10 +67,12 @@ class Steps:
 
 def run() -> int:
     settings = json.loads(sys.argv.pop(1))
-    for module in (aq_server.service.folding, aq_data.storage.arrays.folding):
-        for name, value in settings.get("folding", {}).items():
-            if hasattr(module, name):
-                setattr(module, name, value)
+    modules = (aq_server.service.folding, aq_data.storage.arrays.folding)
+    for name, value in settings.get("folding", {}).items():
+        having = [module for module in modules if hasattr(module, name)]
+        assert having, f"{name} is no constant of folding any more"
+        for module in having:
+            setattr(module, name, value)
     steps = Steps(settings)
     for owner, name in STEPS:
         steps.wrap(owner, name)

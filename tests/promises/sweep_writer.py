@@ -85,7 +85,9 @@ def run(settings: dict[str, Any]) -> int:
         sweeps.append(begin(client, course, spool))
         found = total(url, course.id)
         if not slots.accepted(i) <= found <= slots.accepted(i) + 1:
-            print(f"{course.kind} {course.id}: {slots.accepted(i)} blocks had been accepted, {found} arrived", file=sys.stderr)
+            print(
+                f"{course.kind} {course.id}: {slots.accepted(i)} blocks had been accepted, {found} arrived", file=sys.stderr
+            )
             return 3
         slots.set(i, found, found)
         starts.append(found)

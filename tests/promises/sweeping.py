@@ -32,7 +32,7 @@ EAGER = {
     "LOOK_SECONDS": 0.05,
     "LEASE_SECONDS": 1.0,
     "BATCH_BYTES": 12 << 20,
-    "SEGMENT_BLOCKS": 60,
+    "SEGMENT_BYTES": 6 << 10,
     "RETIRED_SECONDS": 1.0,
 }
 """Folds often, in small batches, and forgets replaced objects soon."""
@@ -146,7 +146,9 @@ class Course:
         numbers = np.array([int(v or 0) for v in values]) if name == "s" else np.abs(values)
         m = int(numbers.max()) // PLACES
         expected = self.state(m)[name][: len(values)]
-        assert values.tolist() == expected.tolist(), f"{name} of {self.kind} {self.id} is not the work of its first {m} blocks"
+        assert values.tolist() == expected.tolist(), (
+            f"{name} of {self.kind} {self.id} is not the work of its first {m} blocks"
+        )
         return m
 
 
@@ -241,7 +243,10 @@ class Process:
         self.log = log
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-X", "faulthandler", *command], stderr=errors, env={**os.environ, **(environment or {})}, **options
+                [sys.executable, "-X", "faulthandler", *command],
+                stderr=errors,
+                env={**os.environ, **(environment or {})},
+                **options,
             )
 
     @property
@@ -322,7 +327,9 @@ class Crew:
         assert not any(thread.is_alive() for thread in self._threads), "a thread does not end"
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60.0, check: Callable[[], None] | None = None) -> None:
+def wait_for(
+    condition: Callable[[], bool], what: str, seconds: float = 60.0, check: Callable[[], None] | None = None
+) -> None:
     """Poll until it is so; AssertionError saying `what` when it never is."""
     until = time.monotonic() + seconds
     while not condition():
