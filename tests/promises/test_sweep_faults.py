@@ -282,12 +282,11 @@ def test_leaving_without_a_server_warns_and_keeps(data, serve, spools, monkeypat
     port = quiet_port(random.Random())
     server = serve("--port", str(port))
     client = aq_data.connect(server.url)
-    with pytest.warns(RuntimeWarning, match="aq-data spool push"):
-        with client.sweep("x", **PLAIN) as sweep:
-            put(sweep, 1)
-            sweep.flush(10)
-            server.kill()
-            put(sweep, 2)
+    with pytest.warns(RuntimeWarning, match="aq-data spool push"), client.sweep("x", **PLAIN) as sweep:
+        put(sweep, 1)
+        sweep.flush(10)
+        server.kill()
+        put(sweep, 2)
     assert len(left(spools)) == 1
     client.close()
     serve("--port", str(port))
