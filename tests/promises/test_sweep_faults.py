@@ -282,17 +282,23 @@ def test_leaving_without_a_server_warns_and_keeps(data, serve, spools, monkeypat
     port = quiet_port(random.Random())
     server = serve("--port", str(port))
     client = aq_data.connect(server.url)
-    with pytest.warns(RuntimeWarning, match="aq-data spool push"), client.sweep("x", **PLAIN) as sweep:
-        put(sweep, 1)
-        sweep.flush(10)
-        server.kill()
-        put(sweep, 2)
+
+    def measure() -> str:
+        with client.sweep("x", **PLAIN) as sweep:
+            put(sweep, 1)
+            sweep.flush(10)
+            server.kill()
+            put(sweep, 2)
+        return sweep.id
+
+    with pytest.warns(RuntimeWarning, match="aq-data spool push"):
+        id = measure()
     assert len(left(spools)) == 1
     client.close()
     serve("--port", str(port))
     with aq_data.connect(server.url) as later:
         wait_for(lambda: left(spools) == [], "it is not delivered")
-        assert_rows(later, sweep.id, 2)
+        assert_rows(later, id, 2)
 
 
 DEAD = """
