@@ -90,7 +90,7 @@ def test_a_breaking_wire_loses_nothing_and_repeats_nothing(wire, near, spools):
     chance = random.Random(SEED)
     with aq_data.connect(wire.url) as far, far.sweep("x", **PLAIN) as sweep:
         n = 0
-        for _ in range(25):
+        for _ in range(12):
             kinds = chance.choices((CUT_REQUEST, CUT_ANSWER, DROP_ANSWER, DELAY), k=chance.randrange(1, 9))
             wire.arm(*(Fault(kind, chance.choice([0, 1, 30, 200, 400, 900])) for kind in kinds))
             for _ in range(chance.randrange(1, 12)):
@@ -318,7 +318,9 @@ DEAD = """
 """
 
 
-@pytest.mark.parametrize("torn", ["whole", "cut", "flipped", "noise", "header"])
+@pytest.mark.parametrize(
+    "torn", ["whole", "flipped", *(pytest.param(t, marks=pytest.mark.soak) for t in ("cut", "noise", "header"))]
+)
 def test_what_a_dead_process_left_is_delivered(data, serve, spools, torn):
     """By the next `connect`; of a last frame that the crash tore nothing is used, everything before it is."""
     port = quiet_port(random.Random())
