@@ -230,9 +230,9 @@ def reader(rules: frozenset[str]) -> tuple[Local, Callable[[World, Local], Itera
             if keys is None:
                 yield "the manifest is gone, start over", world, ("start",)
             else:
-                yield "read the manifest", world, ("chunk", 0, (), keys, () if ended else rows, head)
+                yield "read the manifest", world, ("chunk", 0, keys, () if ended else rows, head)
         elif kind == "chunk":
-            _, chunk, values, keys, rows, head = local
+            _, chunk, keys, rows, head = local
             content = found(world, keys[chunk]) if keys[chunk] else EMPTY
             if content is None and "absence_is_fill" in rules:
                 content = EMPTY
@@ -244,7 +244,7 @@ def reader(rules: frozenset[str]) -> tuple[Local, Callable[[World, Local], Itera
             if got != expected:
                 reason = f"a reader at {head} got chunk {chunk} as {got}, not {expected}"
                 world = world._replace(wrong=reason)
-            yield f"read chunk {chunk}", world, DONE if chunk else ("chunk", 1, (), keys, rows, head)
+            yield f"read chunk {chunk}", world, DONE if chunk else ("chunk", 1, keys, rows, head)
 
     return ("start",), step
 
