@@ -62,6 +62,8 @@ class Delivery:
         self._dims: dict[str, tuple[str, ...]] = {}
         self._is_open = self._is_synced = False
         self._failures = 0
+        self.chunks: dict[str, tuple[int, ...]] = {}
+        """The chunk shapes that the server chose, as far as its answers told."""
         self.acknowledged = 0
         self.sent = 0
         self.sent_bytes = 0
@@ -115,7 +117,7 @@ class Delivery:
                 response = self._http.request("POST", SWEEPS, Body(lambda: iter((document,)), len(document), JSON))
             self._dims = {array.name: array.dims for array in opening.document.arrays}
             self._position = Position(0, after)
-            self.document: dict[str, Any] = decoded(response)
+            self.chunks = {array["name"]: tuple(array["chunks"]) for array in decoded(response)["arrays"]}
         self._is_open = True
 
     def _form(self, document: bytes, opening: Open, frame: Frame) -> Body:

@@ -33,6 +33,7 @@ __all__ = [
     "SpoolInfo",
     "SpoolTarget",
     "found_spools",
+    "is_being_delivered",
     "spool_paths",
     "spool_root",
 ]
@@ -135,10 +136,10 @@ class Spool:
             path.mkdir(parents=True)
             spool = cls(path, target)
             spool._lock.acquire(blocking=False)
+            spool._open_segment(0)
             partial = path / "target.part"
             partial.write_bytes(msgspec.json.encode(target))
             partial.replace(path / "target")
-            spool._open_segment(0)
         except OSError as exc:
             raise _unwritable(path, exc) from exc
         return spool
@@ -179,8 +180,9 @@ class Spool:
             self._out.close()
             self._out = None
         self._close_reading()
-        for path in self.path.glob("*.segment"):
-            path.unlink(missing_ok=True)
+        # First what makes it a spool: if this stops halfway, nobody takes the rest for one.
+        with suppress(OSError):
+            (self.path / "target").unlink(missing_ok=True)
         self._lock.release()
         shutil.rmtree(self.path, ignore_errors=True)
 
@@ -317,6 +319,16 @@ class Spool:
                     self._close_reading()
                 self._segment_path(segment).unlink(missing_ok=True)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no frame is whole: its process was killed before anything was accepted."""
+        return all(self.whole(segment) == 0 for segment in self.segments())
+
+    def mark_delivering(self) -> None:
+        """Say that a process other than its writer is delivering this spool: see `is_being_delivered`."""
+        with suppress(OSError):
+            (self.path / "delivering").touch()
+
     def acknowledged(self) -> int:
         """The last number known to have arrived; maybe more did."""
         try:
@@ -342,6 +354,17 @@ def _unwritable(path: Path, exc: OSError) -> StorageError:
 def read_target(path: Path) -> SpoolTarget:
     """Where the spool in a folder is to go."""
     return msgspec.json.decode((path / "target").read_bytes(), type=SpoolTarget)
+
+
+def is_being_delivered(root: Path, sweep: str) -> bool:
+    """Whether some process is delivering what a writer of the sweep left behind."""
+    for path in root.glob(f"{sweep}.*/delivering"):
+        spool = Spool.open(path.parent)
+        if spool is None and path.exists():
+            return True
+        if spool is not None:
+            spool.close()
+    return False
 
 
 def spool_paths(root: Path) -> list[Path]:

@@ -150,6 +150,7 @@ class Sweep:
         """Open the sweep at the server: what it refuses is raised; when it is away, the thread goes on trying."""
         try:
             self._delivery.step()
+            self._variables.learn_chunks(self._delivery.chunks)
         except (UnavailableError, RateLimitError) as exc:
             self._away = exc
             log.warning("the server is away; the sweep begins in its spool", extra={"fields": {"spool": str(self.spool)}})
@@ -212,9 +213,9 @@ class Sweep:
 
     def _accept(self, values: Mapping[str, Any], at: Mapping[str, Any] | None, dim: str | None) -> None:
         pieces, buffers = self._variables.pieces(values, at, dim)
-        if self._failure is not None:
-            raise self._failure
         with self._write_lock:
+            if self._failure is not None:
+                raise self._failure
             if self._ending:
                 raise ConflictError(
                     f"this writer of sweep {self.id} has ended; client.resume_sweep goes on", code="finished"
@@ -258,17 +259,17 @@ class Sweep:
 
     def leave(self, timeout: float | None = None) -> None:
         """Deliver everything and let go of the sweep, which stays open for other writers."""
-        self.flush(timeout)
         with self._write_lock:
             self._ending = True
+        self.flush(timeout)
         self._stop()
         self._spool.remove()
 
     def _end(self, step: Literal["finish", "abandon"], reason: str, timeout: float | None) -> None:
         with self._write_lock:
             if not self._ending:
-                self._ending = True
                 self._spool.append("end", msgspec.json.encode(End(step, self._accepted, reason)), [])
+                self._ending = True
         self._wake.set()
         self._wait_until(lambda: self._delivery.ended is not None, timeout)
         self._stop()
@@ -338,9 +339,10 @@ class Sweep:
 
     def _fail(self, exc: AqDataError) -> None:
         exc.add_note(f"blocks that did not arrive are in {self.spool}; `aq-data spool ls` shows them")
-        with self._changed:
+        with self._write_lock, self._changed:
             self._failure = exc
             self._changed.notify_all()
+            self._spool.close()  # for whoever can deliver it
 
 
 def new_spool(root: Path, target: str, sweep: str, name: str) -> Spool:

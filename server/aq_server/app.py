@@ -43,6 +43,7 @@ from aq_server.service.following import Following
 from aq_server.service.growing import Growing
 from aq_server.service.maintenance import Maintenance
 from aq_server.service.reading import Reading
+from aq_server.service.reindexing import Reindexing
 from aq_server.service.searching import Searching
 from aq_server.service.signals import Signals
 from aq_server.service.sweeps import Sweeps
@@ -73,6 +74,10 @@ class Stores:
     @property
     def maintenance(self) -> Maintenance:
         return Maintenance(self.metadata, self.arrays)
+
+    @property
+    def reindexing(self) -> Reindexing:
+        return Reindexing(self.metadata, self.arrays)
 
     @property
     def tokens(self) -> Tokens:

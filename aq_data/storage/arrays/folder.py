@@ -251,6 +251,8 @@ def _link(source: str, target: str) -> None:
     except FileExistsError:
         return
     except FileNotFoundError:
+        if os.path.exists(target):
+            return
         if not os.path.exists(source):
             raise
         os.makedirs(os.path.dirname(target), exist_ok=True)

@@ -117,7 +117,7 @@ class Folder:
             retired.append(f"{prefix}/{state.manifest}/manifest")
         gone = [key for at, keys in before.retired if at + RETIRED_SECONDS <= now for key in keys]
         waiting = tuple(entry for entry in before.retired if entry[0] + RETIRED_SECONDS > now)
-        after = Manifest(arrays, segments, (*waiting, (now, tuple(retired))))
+        after = Manifest(arrays, segments, (*waiting, (now, tuple(retired))), state.extents, state.touched)
         key = f"{prefix}/{generation}/manifest"
         await self._blobs.put_many([(key, after.encode)])
         await self._blobs.settle(f"{prefix}/{generation}")

@@ -210,6 +210,10 @@ class Folding:
             await self._arrays.blobs.settle(f"{plan.id}/{plan.attempt}")
             outcome = await self._metadata.sweeps.end(plan.id, state.token, record, before.revision)
         if outcome == "fenced":
+            # The copy just written may lie over that of another's end, or of a change after it.
+            current = await self._metadata.get(plan.id)
+            if current is not None and current.document.state not in ("open", "deleted"):
+                await write_newest_copy(self._metadata, self._arrays, current)
             return
         await write_newest_copy(self._metadata, self._arrays, record)
         self._leftovers.append((time.time(), open_prefix(plan.id, plan.attempt)))

@@ -90,7 +90,7 @@ class Following:
             for seq_, header in await self._blocks(plan, state, seq):
                 seq = seq_
                 events.append(Event(f"{seq}-{revision}", "block", header))
-            if len(events) >= PAGE:
+            if seq < state.head:  # a page ends with its segment: the end of the sweep must not overtake blocks
                 return events, seq, revision, True
             revision = max(revision, 1)
         for number in range(revision + 1, document.revision + 1):
