@@ -350,7 +350,6 @@ async def test_4_a_folder_that_wakes_late_puts_nothing_over_the_newer_chunk(a, b
     assert made == [(await r.state(plan)).manifest], "what a refused fold made is removed, and nothing else"
 
 
-@pytest.mark.xfail(strict=True, reason="Folding._advance goes on with the token that it reads after its first fold")
 @traced
 async def test_4_a_folder_that_slept_between_two_folds_does_not_go_on_with_anothers_token(a, b, r):
     """It wakes after its first fold, finds another's lease, and leaves that one's objects alone."""
@@ -478,16 +477,16 @@ def test_8_what_is_acknowledged_while_a_sweep_ends_is_in_it(tmp_path, monkeypatc
         a.step.stop_before(f"{label} ")
         ending = task(a.sweeps.end(plan.id, "complete", Ending({"w": 1})))
         await a.step.arrived()
-        values = [1.0, 1.0]
+        values, refused = [1.0, 1.0], ""
         try:
             await b.write(plan, 2, [2, 2], start=None)
             values += [2.0, 2.0]
         except ConflictError as exc:
-            assert exc.code == "finished"
+            refused = exc.code
         a.step.go_on()
         assert (await ending).state == "complete"
         assert await b.read(plan) == values
-        assert (label == "seal") == (len(values) == 4)
+        assert (len(values), refused) == ((4, "") if label == "seal" else (2, "finished"))
 
     test(tmp_path, monkeypatch)
 
@@ -508,10 +507,7 @@ def test_9_a_folder_that_wakes_after_the_end_changes_nothing(tmp_path, monkeypat
         plan = await a.open()
         await a.write(plan, 1, [1, 1, 1, 1])
         a.step.stop_before(f"{label} ")
-        if label in ("copy", "end"):
-            late = task(a.sweeps.end(plan.id, "complete", Ending({"w": 1})))
-        else:
-            late = task(a.fold(plan))
+        late = task(a.sweeps.end(plan.id, "complete", Ending({"w": 1})) if label in ("copy", "end") else a.fold(plan))
         await a.step.arrived()
         await b.expire(plan)
         if label not in ("copy", "end"):
