@@ -49,7 +49,7 @@ def open_client(target: str, token: str | None) -> Client:
 
 def _normal(target: str) -> str:
     if "://" in target:
-        return target.rstrip("/")
+        return re.sub(r"(?<=[^/:])/+$", "", target)
     if re.fullmatch(r"[\w.-]+:\d{1,5}", target):
         raise ConfigError(f"{target!r} is neither an address nor a folder; write http://{target}")
     if Path(target).expanduser().is_file():

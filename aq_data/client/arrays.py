@@ -88,7 +88,9 @@ class RemoteArray:
         if 0 in selection.shape or not self.is_partial:
             return np.ones(selection.shape, bool)
         values = np.empty(selection.shape, bool)
-        return _read_raw(self._http, written_path(self._id, self.name), {"sel": format_selection(selection)}, values)
+        return _read_raw(
+            self._http, written_path(self._id, self.name), {"sel": format_selection(selection, explicit=True)}, values
+        )
 
     def preview(self, text: str = "", *, pixels: int = 1000, how: str = "", part: str = "abs") -> Preview:
         """What a plot of `select(text)` needs, reduced by the server: one or two axes, at most `pixels` bins along each.
@@ -131,7 +133,7 @@ class RemoteArray:
 
 def read_selection(http: Http, id: str, name: str, dtype: np.dtype[Any], selection: Selection) -> np.ndarray[Any, Any]:
     """The selected values of one array, of `selection.shape`: one request, or several for very long lists of positions."""
-    text = format_selection(selection)
+    text = format_selection(selection, explicit=True)
     if len(text) > URL_CHARACTERS:
         return _in_parts(http, id, name, dtype, selection)
     if 0 in selection.shape:

@@ -37,7 +37,7 @@ __all__ = [
     "seal",
 ]
 
-MAX_CHUNKS = 1 << 22
+MAX_CHUNKS = 1 << 20
 """Chunks one array of a sweep may have: the map of them is kept whole in memory while it is open."""
 MAX_WRITERS = 10_000
 MAX_REASON = 2000

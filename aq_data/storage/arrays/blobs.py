@@ -100,6 +100,10 @@ class BlobStore(ABC):
         """Delete every blob under `prefix`; a no-op when there is none."""
 
     @abstractmethod
+    async def remove_many(self, keys: Sequence[str]) -> None:
+        """Delete single blobs; those that are not there are passed over."""
+
+    @abstractmethod
     def location(self, key: str) -> str:
         """The address under which other programs find the key; "" when there is none."""
 

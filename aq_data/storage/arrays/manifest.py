@@ -72,11 +72,12 @@ def events_prefix(id: str, attempt: str) -> str:
 
 
 class Segment(msgspec.Struct, frozen=True, array_like=True, order=True):
-    """An object with the headers of the blocks `first` to `last`."""
+    """An object with the headers of the blocks `first` to `last`, of `size` bytes before compression."""
 
     first: int
     last: int
     key: str
+    size: int
 
 
 class _Packed(msgspec.Struct, frozen=True, array_like=True):
@@ -138,6 +139,13 @@ class Manifest:
     extents: dict[str, int] = field(default_factory=dict)
     touched: tuple[str, ...] = ()
 
+    @property
+    def nbytes(self) -> int:
+        """About how much memory it takes."""
+        return sum(13 * cells.coverage.size for cells in self.arrays.values()) + 200 * (
+            len(self.segments) + sum(len(keys) for _, keys in self.retired)
+        )
+
     def encode(self) -> bytes:
         """The object's bytes, with a checksum."""
         arrays = {
@@ -151,7 +159,10 @@ class Manifest:
     @classmethod
     def decode(cls, data: bytes, key: str) -> Manifest:
         """CorruptionError naming `key` when the bytes are not what was stored."""
-        encoded = msgspec.msgpack.decode(unpack(data, key), type=_Encoded)
+        try:
+            encoded = msgspec.msgpack.decode(unpack(data, key), type=_Encoded)
+        except msgspec.DecodeError as exc:
+            raise CorruptionError(f"the manifest {key!r} cannot be read: {exc}") from exc
         arrays = {
             name: Cells(
                 *(

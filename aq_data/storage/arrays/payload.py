@@ -18,6 +18,7 @@ from aq_data.storage.metadata.sweeplog import Row
 __all__ = ["Payloads", "decode_text"]
 
 Box = tuple[slice, ...]
+Index = tuple[Any, ...]
 
 SLAB_BYTES = 32 << 20
 """At most about so much of a large block is in memory at once."""
@@ -49,12 +50,13 @@ class Payloads:
 
     async def box(self, row: Row, k: int, array: ArrayInfo, box: Box) -> np.ndarray[Any, Any]:
         """The values in `box` (slices of step 1 inside region `k`), read-only."""
+        inside: Index = (*box, ...)  # an array also where there is no axis
         if not row.ref:
-            return self.inline(row, k, array)[box]
+            return self.inline(row, k, array)[inside]
         region, dtype = row.placed.variables[k], parse_dtype(array.dtype, array.name)
         if is_text(dtype):
             data = await self._read(row, _offset(row.placed, k), region.nbytes)
-            return self._text(data, row, array, region.shape)[box]
+            return self._text(data, row, array, region.shape)[inside]
         axis = next((i for i, n in enumerate(region.shape) if n > 1), 0)
         if not region.shape:
             return np.frombuffer(await self._read(row, _offset(row.placed, k), region.nbytes), dtype).reshape(())

@@ -83,6 +83,7 @@ class ArrayRoutes(Controller):
         if media in (RAW, NPY):
             return await _raw(part, media, headers, request.scope["state"].get("is_head", False))
         values = await _bounded(part, media)
+        headers["ETag"] = f'"{part.tag}.{media.rsplit("/", 1)[-1][:12]}"'
         if media == JSON:
             content = await asyncio.to_thread(as_json, values)
         elif media == CSV:
@@ -196,7 +197,9 @@ async def _raw(part: Slice, media: str, headers: dict[str, str], without_body: b
     head = npy_header(dtype, part.selection.shape) if media == NPY else b""
     length = len(head) + int(np.prod(part.selection.full_shape, dtype=object)) * dtype.itemsize
     if length <= WHOLE_BYTES:
-        return Response(head + (await part.read()).tobytes(), media_type=media, headers=headers)
+        content = head + (await part.read()).tobytes()
+        headers["ETag"] = f'"{part.tag}.{media.rsplit("/", 1)[-1][:12]}"'  # a sweep may have been read a little later
+        return Response(content, media_type=media, headers=headers)
     if without_body:
         return Response(b"", media_type=media, headers={**headers, "Content-Length": str(length)})
 

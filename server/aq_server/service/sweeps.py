@@ -44,9 +44,12 @@ __all__ = ["Appending", "Opening", "SweepStatus", "Sweeps"]
 
 LARGE_BYTES = 4 << 20
 """A block over this lies in a blob of its own; the log row points at it."""
+UPLOAD_BYTES = 1 << 20
 GATHERED_BYTES = 4 << 20
 GATHERED_BLOCKS = 1000
 """Blocks of one request are committed together up to so many."""
+HEADER_BYTES = 500
+"""What the header of one variable is taken to weigh while it waits."""
 MAX_GIVEN_BYTES = 256 << 20
 OPENING_WRITER = ":open"
 """Who wrote the values that came with the opening; no client may call itself so."""
@@ -214,6 +217,8 @@ class Appending:
             if size > self._sweeps.max_block_bytes:
                 limit = self._sweeps.max_block_bytes
                 raise TooLargeError(f"the block has {size} bytes; the limit here is {limit}", limit=limit)
+            if len(block.variables) > len(self._plan.arrays):
+                raise ValidationError("a block names each of its variables once")
             if block.writer.startswith(":"):
                 raise ValidationError(f"the writer {block.writer[:64]!r} is reserved; names do not begin with a colon")
             self._block, self._left = block, size
@@ -245,10 +250,12 @@ class Appending:
     async def write(self, data: memoryview) -> None:
         """The next bytes of the block."""
         self._left -= len(data)
-        if self._upload is not None:
-            await self._upload.write(data)
-        elif not self._skipping:
+        if not self._skipping:
             self._buffer += data
+        if self._upload is not None and (len(self._buffer) >= UPLOAD_BYTES or not self._left):
+            # In larger pieces than the socket's: each is handed to a thread.
+            pieces, self._buffer = self._buffer, bytearray()
+            await self._upload.write(pieces)
 
     async def end(self) -> None:
         """All bytes of the block have come."""
@@ -269,7 +276,7 @@ class Appending:
         if len(payload) > LARGE_BYTES:
             ref, payload = await self._sweeps.store_large(self._plan, payload), b""
         self._waiting.append(Incoming(block, payload, ref))
-        self._waiting_bytes += len(payload)
+        self._waiting_bytes += len(payload) + HEADER_BYTES * len(block.variables)
         self._skipping = False
         if ref or self._waiting_bytes >= GATHERED_BYTES or len(self._waiting) >= GATHERED_BLOCKS:
             await self._store()
