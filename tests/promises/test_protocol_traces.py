@@ -21,6 +21,7 @@ from aq_server.service.datafiles import DataFiles
 from aq_server.service.folding import Folding
 from aq_server.service.growing import Growing
 from aq_server.service.maintenance import Maintenance
+from aq_server.service.notices import Notices
 from aq_server.service.reading import Reading
 from aq_server.service.signals import Signals
 from aq_server.service.sweeps import Opening, Sweeps
@@ -132,7 +133,7 @@ class Server:
         self.blobs: Any = Watched(self._blobs, self.step)
         self.arrays, self.folder, signals = ArrayStore(self.blobs), Folder(self.blobs), Signals()
         self.growing = Growing(self.metadata, self.folder, 60.0)
-        self.folding = Folding(self.metadata, self.arrays, self.folder, signals)
+        self.folding = Folding(self.metadata, self.arrays, self.folder, signals, Notices(self.metadata, None))
         self.sweeps = Sweeps(self.metadata, self.arrays, self.growing, self.folding, signals, frozenset(), 1 << 30)
         self.datafiles = DataFiles(self.metadata, self.arrays, signals)
         self.reading = Reading(self.datafiles, self.growing)
@@ -157,7 +158,7 @@ class Server:
         await self.folding._advance(plan)
 
     async def read(self, plan: Plan) -> list[float]:
-        source, _ = await self.reading.source(plan.id, "y")
+        source = await self.reading.source(plan.id, "y")
         return (await source.read(parse_selection("", source.array.shape, "y"))).tolist()
 
     async def state(self, plan: Plan) -> State:
@@ -544,7 +545,7 @@ def new_id() -> str:
 
 
 async def saved(server: Server, id: str) -> list[float]:
-    source, _ = await server.reading.source(id, "y")
+    source = await server.reading.source(id, "y")
     return (await source.read(parse_selection("", source.array.shape, "y"))).tolist()
 
 
