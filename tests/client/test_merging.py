@@ -56,7 +56,9 @@ class Written:
 
     def __init__(self) -> None:
         self.state = State(extents={"x": 0, "y": 0})
-        self.arrays = {name: np.full((3,) * len(d), fill_of(self._dtype(name)), self._dtype(name)) for name, d in DIMS.items()}
+        self.arrays = {
+            name: np.full((3,) * len(d), fill_of(self._dtype(name)), self._dtype(name)) for name, d in DIMS.items()
+        }
         self.blocks = 0
 
     def _dtype(self, name: str) -> np.dtype:

@@ -267,7 +267,11 @@ def test_every_block_lands_where_the_rules_say_or_changes_nothing(blocks):
         size += sum(region.nbytes for region in regions)
         expected = {
             dim: max(
-                (r.start[DIMS[r.name].index(dim)] + r.shape[DIMS[r.name].index(dim)] for r in written if dim in DIMS[r.name]),
+                (
+                    r.start[DIMS[r.name].index(dim)] + r.shape[DIMS[r.name].index(dim)]
+                    for r in written
+                    if dim in DIMS[r.name]
+                ),
                 default=0,
             )
             for dim in ("x", "y")
@@ -482,8 +486,6 @@ def test_the_chunks_of_a_region_are_those_that_hold_its_elements(axes):
     """Each once; an empty region has none, a scalar the one there is."""
     start, shape, chunks = (tuple(axis[i] for axis in axes) for i in range(3))
     found = list(chunks_of(Region("a", start, shape, 0), chunks))
-    inside = {
-        tuple(int(i + s) // c for i, s, c in zip(index, start, chunks, strict=True)) for index in np.ndindex(*shape)
-    }
+    inside = {tuple(int(i + s) // c for i, s, c in zip(index, start, chunks, strict=True)) for index in np.ndindex(*shape)}
     assert set(found) == inside
     assert len(found) == len(inside)

@@ -106,7 +106,12 @@ class SweepMachine(RuleBasedStateMachine):
     # --- writing ---------------------------------------------------------------------------------------------------
 
     @is_open
-    @rule(number=st.integers(0, 3), names=NAMES, steps=st.lists(st.integers(0, 4), min_size=1, max_size=5), dim=st.sampled_from("xxy"))
+    @rule(
+        number=st.integers(0, 3),
+        names=NAMES,
+        steps=st.lists(st.integers(0, 4), min_size=1, max_size=5),
+        dim=st.sampled_from("xxy"),
+    )
     def append(self, number: int, names: list[str], steps: list[int], dim: str) -> None:
         """Several calls in a row, which the client may send as one block."""
         names = [name for name in names if dim in DIMS[name]] or ["map"]

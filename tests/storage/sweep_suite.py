@@ -164,7 +164,8 @@ class SweepLogTests:
         async def body(store):
             one, plan, state = new_sweep()
             attempts = [
-                (msgspec.structs.replace(one, attempt=f"{i}"), msgspec.structs.replace(plan, attempt=f"{i}")) for i in range(8)
+                (msgspec.structs.replace(one, attempt=f"{i}"), msgspec.structs.replace(plan, attempt=f"{i}"))
+                for i in range(8)
             ]
             answers = await asyncio.gather(*(store.sweeps.open(*attempt, state, []) for attempt in attempts))
             assert answers.count(None) == 1
@@ -283,7 +284,9 @@ class SweepLogTests:
             assert state.unfolded_bytes == 24 + 5 + (8 << 20) + 0 + 10
             told, headers = await store.sweeps.headers(plan.id, 0, 100)
             assert told == state
-            assert [(seq, msgspec.json.decode(header, type=Placed)) for seq, header in headers] == [(p.seq, p) for p in wanted]
+            assert [(seq, msgspec.json.decode(header, type=Placed)) for seq, header in headers] == [
+                (p.seq, p) for p in wanted
+            ]
 
         within(open_store, body)
 

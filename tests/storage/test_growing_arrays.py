@@ -87,7 +87,9 @@ class Model:
             model.masks[info.name] = np.zeros(info.shape, bool)
         return model
 
-    async def write(self, parts: list[tuple[str, tuple[int, ...], tuple[int, ...]]], *, large: bool = False, is_known: bool = False) -> None:
+    async def write(
+        self, parts: list[tuple[str, tuple[int, ...], tuple[int, ...]]], *, large: bool = False, is_known: bool = False
+    ) -> None:
         """One block; each part has name, start and shape."""
         n = self.state.head + 1
         pieces, contents = [], []
@@ -172,7 +174,9 @@ async def check_view(model: Model, folder: Folder, key_of: Any = None) -> None:
         await check_chunks(model, growing, array, expected, mask)
 
 
-async def check_chunks(model: Model, growing: GrowingArray, array: ArrayInfo, expected: np.ndarray, mask: np.ndarray) -> None:
+async def check_chunks(
+    model: Model, growing: GrowingArray, array: ArrayInfo, expected: np.ndarray, mask: np.ndarray
+) -> None:
     """What the Zarr view gives of each chunk: nothing only where nothing was measured."""
     for index in np.ndindex(*chunk_grid(array.shape, array.chunks)):
         where = tuple(slice(i * c, (i + 1) * c) for i, c in zip(index, array.chunks, strict=True))
@@ -206,8 +210,12 @@ async def check_published(model: Model, folder: Folder) -> None:
         same(await store.read(ID, model.plan.attempt, array, whole(array.shape)), expected)
         same(await store.written(ID, model.plan.attempt, array, whole(array.shape)), mask)
         backwards = select(tuple(slice(None, None, -2) for _ in array.shape), array.shape)
-        same(await store.read(ID, model.plan.attempt, array, backwards), taken(expected, (slice(None, None, -2),) * mask.ndim))
-        same(await store.written(ID, model.plan.attempt, array, backwards), taken(mask, (slice(None, None, -2),) * mask.ndim))
+        same(
+            await store.read(ID, model.plan.attempt, array, backwards), taken(expected, (slice(None, None, -2),) * mask.ndim)
+        )
+        same(
+            await store.written(ID, model.plan.attempt, array, backwards), taken(mask, (slice(None, None, -2),) * mask.ndim)
+        )
     path = before.location(f"{ID}/{model.plan.attempt}/arrays.zarr")
     if path:
         group = zarr.open_group(path, mode="r", zarr_format=3, use_consolidated=False)
@@ -290,7 +298,10 @@ def test_every_dtype_comes_back_from_log_and_chunks_and_the_finished_group(tmp_p
     async def body():
         blobs = FolderBlobs(tmp_path / "blobs")
         try:
-            model, folder = Model.of(blobs, [(dtype, (), ()), (dtype, ("x",), (3,)), (dtype, ("k", "x"), (2, 3))]), Folder(blobs)
+            model, folder = (
+                Model.of(blobs, [(dtype, (), ()), (dtype, ("x",), (3,)), (dtype, ("k", "x"), (2, 3))]),
+                Folder(blobs),
+            )
             await check_view(model, folder)
             await model.write([("a0", (), ()), ("a1", (1,), (4,)), ("a2", (0, 2), (3, 2))])
             await check_view(model, folder)
@@ -314,7 +325,10 @@ def test_a_sweep_without_a_block_is_published_empty(tmp_path):
     async def body():
         blobs = FolderBlobs(tmp_path / "blobs")
         try:
-            model, folder = Model.of(blobs, [("<f8", ("x",), (3,)), ("<i4", ("k",), (2,)), ("string", (), ())]), Folder(blobs)
+            model, folder = (
+                Model.of(blobs, [("<f8", ("x",), (3,)), ("<i4", ("k",), (2,)), ("string", (), ())]),
+                Folder(blobs),
+            )
             await check_view(model, folder)
             await check_published(model, folder)
         finally:
@@ -336,7 +350,10 @@ def test_a_large_block_is_read_in_parts_that_bound_memory(monkeypatch):
             (("x", "k"), (5, 0), (30, 5)),
             (("y", "m", "x"), (0, 0, 0), (3, 1, 30)),
         ):
-            model, folder = Model.of(blobs, [("<f8", dims, (4,) * len(dims)), ("<U4", dims, (3,) * len(dims))]), Folder(blobs)
+            model, folder = (
+                Model.of(blobs, [("<f8", dims, (4,) * len(dims)), ("<U4", dims, (3,) * len(dims))]),
+                Folder(blobs),
+            )
             await model.write([("a0", start, shape), ("a1", start, shape)], large=True)
             await check_view(model, folder, lambda shape: tuple(slice(None, None, -3) for _ in shape))
             await model.fold(folder, 1)
