@@ -360,8 +360,8 @@ def test_a_hostile_header_is_refused_in_words_or_placed_within_bounds(header):
         sizes = [piece_bytes(piece) for piece in one.variables]
         found = place(PLAN, START, one, NOW)
     except AqDataError as refusal:
-        assert isinstance(refusal, (ValidationError, ConflictError))
-        assert len(str(refusal)) < 1000
+        assert isinstance(refusal, (ValidationError, ConflictError))  # noqa: PT017
+        assert len(str(refusal)) < 1000  # noqa: PT017
     else:
         assert found is not None
         state, placed = found

@@ -41,6 +41,14 @@ def values_of(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return (made % 2 == 1) if name == "map" else made.astype(DTYPES[name])
 
 
+def let_go(writer: Any) -> None:
+    """Of a writer that was refused for good, which keeps its spool open until its process ends."""
+    with contextlib.suppress(AqDataError):
+        writer.leave(1)
+    writer._stop()
+    writer._spool.remove()
+
+
 class SweepMachine(RuleBasedStateMachine):
     """Every rule does one thing to the server and to the model; after each, all that a reader may ask is compared."""
 
@@ -145,7 +153,7 @@ class SweepMachine(RuleBasedStateMachine):
             for name, part in parts.items()
         }
         self.writer(number).write(given, at=at or None)
-        self.put(parts, dict.fromkeys(names, {"x": x, "y": y, "k": k}))
+        self.put(parts, {name: {"x": x, "y": y, "k": k} for name in names})
 
     @is_open
     @rule(number=st.integers(0, 3))
@@ -190,8 +198,7 @@ class SweepMachine(RuleBasedStateMachine):
             self.client.resume_sweep(self.id)
         for other in self.writers:
             if other is not writer:
-                with contextlib.suppress(AqDataError):
-                    other.leave(1)
+                let_go(other)
 
     # --- the document ----------------------------------------------------------------------------------------------
 
@@ -233,8 +240,7 @@ class SweepMachine(RuleBasedStateMachine):
                 self.writers[0].append(n=1, dim="x")
                 self.writers[0].flush(30)
             for writer in self.writers:
-                with contextlib.suppress(AqDataError):
-                    writer.leave(1)
+                let_go(writer)
         self.open()
 
     # --- what holds after every step -------------------------------------------------------------------------------
@@ -313,8 +319,7 @@ class SweepMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for writer in self.writers:
-            with contextlib.suppress(AqDataError):
-                writer.leave(1)
+            let_go(writer)
         self.http.close()
 
 

@@ -765,10 +765,10 @@ class SweepLogTests:
             max_size=25,
         )
     )
-    def test_any_sequence_of_steps_leaves_what_a_plain_model_has(self, open_store, sequence):
+    def test_any_sequence_of_steps_leaves_what_a_plain_model_has(self, open_store, sequence):  # noqa: C901
         """Appends of one writer's numbers, folds of any token, drops, leases and seals in any order."""
 
-        async def body(store):
+        async def body(store):  # noqa: C901
             plan = await opened(store)
             model, rows, dropped = State(extents={"x": 0}), [], 0
             for action, *arguments in sequence:
@@ -783,7 +783,7 @@ class SweepLogTests:
                             model = found[0]
                             rows.append(Row(found[1], block.payload, ""))
                     except AqDataError as exc:
-                        assert (appended.stored, str(appended.refused)) == (0, str(exc))
+                        assert (appended.stored, str(appended.refused)) == (0, str(exc))  # noqa: PT017
                 elif action == "fold":
                     [through] = arguments
                     through = min(through, model.head)
@@ -819,7 +819,7 @@ class SweepLogTests:
                     except ConflictError as exc:
                         with pytest.raises(ConflictError) as failure:
                             await store.sweeps.seal(plan.id, outcome, Ending({"w": n}), NOW)
-                        assert failure.value.code == exc.code
+                        assert failure.value.code == exc.code  # noqa: PT017
                 assert (await store.sweeps.get(plan.id)) == (plan, model)
                 tail = await store.sweeps.tail(plan.id)
                 assert tail == Tail(plan, model, tuple(row for row in rows if row.placed.seq > model.folded))
