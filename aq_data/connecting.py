@@ -36,15 +36,20 @@ def connect(target: str | os.PathLike[str] | None = None, *, token: str | None =
     secret = token or os.environ.get("AQ_DATA_TOKEN")
     if secret is None and chosen == configured.get("url"):
         secret = _token_from(configured.get("token_file"))  # only to whom it was meant for
-    source = Source(_normal(chosen), secret, open_server if "://" in chosen else open_folder)
-    client = Client(source.http(hold=True), source)
-    client.deliver_left_behind()
+    client = open_client(_normal(chosen), secret)
+    client.deliver_in_background()
     return client
+
+
+def open_client(target: str, token: str | None) -> Client:
+    """A client of an address or an absolute folder, that leaves the spool alone."""
+    source = Source(target, token, open_server if "://" in target else open_folder)
+    return Client(source.http(hold=True), source)
 
 
 def _normal(target: str) -> str:
     if "://" in target:
-        return target.rstrip("/")
+        return re.sub(r"(?<=[^/:])/+$", "", target)
     if re.fullmatch(r"[\w.-]+:\d{1,5}", target):
         raise ConfigError(f"{target!r} is neither an address nor a folder; write http://{target}")
     if Path(target).expanduser().is_file():

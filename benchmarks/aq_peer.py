@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import aq_data
-from benchmarks.peer import ArrayHandle, Options, Peer
+from benchmarks.peer import ArrayHandle, Options, Peer, Rows
 
-__all__ = ["AqPeer", "connect"]
+__all__ = ["AqPeer", "AqRows", "connect"]
 
 
 class AqPeer:
@@ -28,8 +28,34 @@ class AqPeer:
         handle: ArrayHandle = self._client.get(file)[name]
         return handle
 
+    def begin_rows(self, name: str, width: int) -> Rows:
+        return AqRows(self._client, name, width)
+
     def discard_array(self, path: str) -> None:
         self._client.delete(path.partition("/")[0])
+
+
+class AqRows:
+    """A sweep."""
+
+    def __init__(self, client: aq_data.Client, name: str, width: int) -> None:
+        variables = {"y": ("float64", ("row", "column"))}
+        self._client = client
+        self._sweep = client.sweep(name, dims={"row": None, "column": width}, variables=variables)
+
+    def append(self, row: NDArray[np.float64]) -> None:
+        self._sweep.append(y=row)
+        self._sweep.flush()
+
+    def append_all(self, rows: list[NDArray[np.float64]]) -> None:
+        for row in rows:
+            self._sweep.append(y=row)
+        self._sweep.flush()
+
+    def read(self) -> NDArray[np.float64]:
+        self._sweep.finish()
+        values: NDArray[np.float64] = self._client.get(self._sweep.id)["y"][...]
+        return values
 
 
 def connect(options: Options) -> Peer:

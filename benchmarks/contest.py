@@ -143,6 +143,34 @@ def _read_disturbed(side: Side, number: int) -> Figures:
     }
 
 
+def _append_rows(side: Side, number: int) -> Figures:
+    scale = side.scale
+    figures: Figures = side.driver().ask("append_rows", count=scale.rows, width=scale.points, seed=number, at_once=False)
+    return figures
+
+
+def _append_all(side: Side, number: int) -> Figures:
+    """The peer has no faster way: a part of its rows is enough to know its rate."""
+    rows = side.scale.rows * 10 if side.name == "aq" else max(2, side.scale.rows // 5)
+    figures: Figures = side.driver().ask("append_rows", count=rows, width=side.scale.points, seed=number, at_once=True)
+    return figures
+
+
+def _sweep(loop: str, **sizes: str) -> Callable[[Side, int], Figures]:
+    """A turn of one of aq-data's own loops; `sizes` name fields of the scale."""
+
+    def turn(side: Side, _number: int) -> Figures:
+        figures: Figures = side.driver().ask("sweep", loop=loop, **{k: getattr(side.scale, f) for k, f in sizes.items()})
+        return figures
+
+    return turn
+
+
+def _preview(side: Side, _number: int) -> Figures:
+    figures: Figures = side.driver().ask("sweep", loop="preview", count=side.scale.preview_points, pixels=1000)
+    return figures
+
+
 def _serve_whole(side: Side, number: int) -> Figures:
     """Memory of a server started anew on the same data, from after one small read to the peak of serving the whole."""
     array = side.large_array()
@@ -170,6 +198,28 @@ WORKLOADS = {
     "W3": Workload("read it whole", _ARRAY_SIDES, _read_whole, ("mb_per_s", "seconds")),
     "W4": Workload("read [i:i+10, j:j+10, :]", (*_ARRAY_SIDES, "route"), _read_boxes, ("median_ms", "p99_ms")),
     "W5": Workload("read [::100, ::100, 0]", _ARRAY_SIDES, _read_strided, ("median_ms",)),
+    "W6": Workload("append rows, each durable", ("aq", "tiled"), _append_rows, ("rows_per_s", "median_ms", "p99_ms")),
+    "W6-writer": Workload("append rows through the writer", ("aq", "tiled"), _append_all, ("rows_per_s",)),
+    "points": Workload(
+        "scalars point by point",
+        ("aq",),
+        _sweep("points", count="sweep_points"),
+        ("points_per_s", "call_us", "durable_points_per_s", "finish_s"),
+    ),
+    "far": Workload(
+        "a row at 100,000 against one at 1,000",
+        ("aq",),
+        _sweep("far_rows", far="far_row", window="window", width="points"),
+        ("cost_ratio", "near_ms", "far_ms", "finish_s"),
+    ),
+    "polled": Workload(
+        "rows beside a reader every 50 ms",
+        ("aq",),
+        _sweep("polled", count="window", width="points"),
+        ("kept", "alone_ms", "beside_ms", "read_ms"),
+    ),
+    "events": Workload("an event at a follower", ("aq",), _sweep("events", count="pieces"), ("median_ms", "p99_ms")),
+    "preview": Workload("preview of 10^7 points", ("aq",), _preview, ("seconds", "first_s")),
     "W8": Workload(
         "small reads of parallel clients", ("aq", "tiled"), _read_together, ("requests_per_s", "median_ms", "p99_ms")
     ),

@@ -78,6 +78,17 @@ class Driver:
         peer = self._clients(1)[0]
         return measurements.pull_slabs(peer, Stored.from_json(array), rows=rows, stopped=self._another_waits)
 
+    def append_rows(self, count: int, width: int, seed: int, at_once: bool) -> measurements.Figures:
+        loop = measurements.append_all_rows if at_once else measurements.append_rows
+        return loop(self._clients(1)[0], count=count, width=width, seed=seed)
+
+    def sweep(self, loop: str, **sizes: int) -> measurements.Figures:
+        """One of aq-data's own loops."""
+        figures: measurements.Figures = getattr(importlib.import_module("benchmarks.aq_sweeps"), loop)(
+            self._options["url"], **sizes
+        )
+        return figures
+
     def rest(self) -> None:
         """Nothing: ends `pull_slabs`."""
 

@@ -28,6 +28,8 @@ from benchmarks.workloads import (
 __all__ = [
     "Figures",
     "WrongAnswerError",
+    "append_all_rows",
+    "append_rows",
     "pull_slabs",
     "read_boxes",
     "read_pieces",
@@ -69,6 +71,34 @@ def save_array(peer: Peer, *, shape: tuple[int, ...], seed: int) -> tuple[Figure
     path = peer.save_array(f"array-{seed}", data)
     seconds = perf_counter() - start
     return {"mb_per_s": data.nbytes / seconds / 1e6, "seconds": seconds}, Stored(path, shape, seed)
+
+
+def append_rows(peer: Peer, *, count: int, width: int, seed: int) -> Figures:
+    """W6: rows one after the other, each durable before the next."""
+    data = array_of((count, width), seed)
+    rows = peer.begin_rows(f"rows-{seed}", width)
+    rows.append(data[0])
+    seconds = []
+    for row in data[1:]:
+        start = perf_counter()
+        rows.append(row)
+        seconds.append(perf_counter() - start)
+    if not np.array_equal(rows.read(), data):
+        raise WrongAnswerError("the rows are not those that were appended")
+    return {"rows_per_s": (count - 1) / sum(seconds), **_latency(seconds)}
+
+
+def append_all_rows(peer: Peer, *, count: int, width: int, seed: int) -> Figures:
+    """W6 in the side's fastest way, all durable at the end."""
+    data = array_of((count, width), seed)
+    rows = peer.begin_rows(f"all-rows-{seed}", width)
+    rows.append(data[0])
+    start = perf_counter()
+    rows.append_all(list(data[1:]))
+    seconds = perf_counter() - start
+    if not np.array_equal(rows.read(), data):
+        raise WrongAnswerError("the rows are not those that were appended")
+    return {"rows_per_s": (count - 1) / seconds}
 
 
 def read_whole(peer: Peer, stored: Stored) -> Figures:

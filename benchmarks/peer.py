@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from benchmarks.workloads import Selection
 
-__all__ = ["ArrayHandle", "Options", "Peer"]
+__all__ = ["ArrayHandle", "Options", "Peer", "Rows"]
 
 Options: TypeAlias = dict[str, Any]
 """What a peer needs to connect, as JSON: `url`, and whatever else it asks for."""
@@ -18,6 +18,20 @@ class ArrayHandle(Protocol):
     """An opened array. Indexing answers an array in memory."""
 
     def __getitem__(self, selection: Selection | EllipsisType, /) -> NDArray[np.float64]: ...
+
+
+class Rows(Protocol):
+    """A two-dimensional float64 array that grows by rows."""
+
+    def append(self, row: NDArray[np.float64]) -> None:
+        """One row more; durable when this returns, if the side can say so."""
+        ...
+
+    def append_all(self, rows: list[NDArray[np.float64]]) -> None:
+        """Many rows, in the side's fastest way; durable when this returns."""
+        ...
+
+    def read(self) -> NDArray[np.float64]: ...
 
 
 class Peer(Protocol):
@@ -32,6 +46,10 @@ class Peer(Protocol):
         ...
 
     def open_array(self, path: str) -> ArrayHandle: ...
+
+    def begin_rows(self, name: str, width: int) -> Rows:
+        """An array of `width` columns and no rows yet."""
+        ...
 
     def discard_array(self, path: str) -> None:
         """Remove what `save_array` stored, to keep the disk small between rounds."""

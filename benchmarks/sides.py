@@ -34,6 +34,7 @@ class Side:
 
     def __init__(self, contestant: Contestant, folder: Path, scale: Scale, server: ServerProcess | None) -> None:
         self.scale = scale
+        self.name = folder.name
         self._contestant = contestant
         self._folder = folder
         self._server = server

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tiled.client import from_uri  # type: ignore[import-not-found]
 
-from benchmarks.peer import ArrayHandle, Options, Peer
+from benchmarks.peer import ArrayHandle, Options, Peer, Rows
 
-__all__ = ["TiledPeer", "connect"]
+__all__ = ["TiledPeer", "TiledRows", "connect"]
 
 
 class TiledPeer:
@@ -34,8 +34,35 @@ class TiledPeer:
         handle: ArrayHandle = self._root[tuple(path.split("/"))]
         return handle
 
+    def begin_rows(self, name: str, width: int) -> Rows:
+        return TiledRows(self._root, name, width)
+
     def discard_array(self, path: str) -> None:
         self._root.delete_contents(path, external_only=False)
+
+
+class TiledRows:
+    """An array that its client patches at the end, which is how Tiled appends."""
+
+    def __init__(self, root: Any, name: str, width: int) -> None:
+        self._root, self._name = root, name
+        self._count = 0
+        self._array: Any = None
+
+    def append(self, row: NDArray[np.float64]) -> None:
+        if self._array is None:
+            self._array = self._root.write_array(row[np.newaxis], metadata={"name": self._name})
+        else:
+            self._array.patch(row[np.newaxis], offset=(self._count, 0), extend=True)
+        self._count += 1
+
+    def append_all(self, rows: list[NDArray[np.float64]]) -> None:
+        for row in rows:
+            self.append(row)
+
+    def read(self) -> NDArray[np.float64]:
+        values: NDArray[np.float64] = self._array[...]
+        return values
 
 
 def connect(options: Options) -> Peer:

@@ -51,6 +51,16 @@ class Scale:
     """X2: small reads in one turn, undisturbed and again disturbed."""
     slab_rows: int
     """X2: first-axis length of the slabs the other client pulls (250 of the full cube = 80 MB)."""
+    rows: int
+    """W6: rows appended one by one (and, at once, ten times as many)."""
+    sweep_points: int
+    """Scalars written point by point through a sweep."""
+    far_row: int
+    """How far into a sweep the cost of a row is looked at again."""
+    window: int
+    """Rows timed at each place, and acknowledged rows beside a reader."""
+    preview_points: int
+    """Points of the array that is previewed."""
     warm_bytes: int
     """Memory touched once before anything is timed, at most (see `machine.warm_memory`)."""
 
@@ -67,6 +77,11 @@ FULL = Scale(
     pieces=100,
     lone_reads=200,
     slab_rows=250,
+    rows=1000,
+    sweep_points=100_000,
+    far_row=100_000,
+    window=1000,
+    preview_points=10_000_000,
     warm_bytes=12 << 30,
 )
 SMALL = Scale(
@@ -81,6 +96,11 @@ SMALL = Scale(
     pieces=5,
     lone_reads=10,
     slab_rows=50,
+    rows=20,
+    sweep_points=500,
+    far_row=1500,
+    window=50,
+    preview_points=100_000,
     warm_bytes=256 << 20,
 )
 

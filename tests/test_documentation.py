@@ -1,6 +1,7 @@
 """What the documentation says is run, loaded and compared here."""
 
 import importlib
+import os
 import pkgutil
 import re
 import subprocess
@@ -20,6 +21,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_python_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AQ_DATA_SPOOL", str(tmp_path / "spool"))
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) >= 2
     namespace = {}
@@ -28,11 +30,19 @@ def test_the_python_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch):
     namespace["client"].close()
 
 
-@pytest.mark.parametrize("script", ["save_find_slice.py"])
-def test_an_example_runs(script, tmp_path):
-    done = subprocess.run([sys.executable, ROOT / "examples" / script], cwd=tmp_path, capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ("save_find_slice.py", "T1 vs flux"),
+        ("live_sweep.py", "watching: the sweep is complete"),
+        ("adaptive.py", "the dip is at 7.008"),
+    ],
+)
+def test_an_example_runs(script, says, tmp_path):
+    command = [sys.executable, "-W", "error", ROOT / "examples" / script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "HOME": str(tmp_path)})
     assert done.returncode == 0, done.stderr
-    assert "T1 vs flux" in done.stdout
+    assert says in done.stdout
 
 
 def test_the_launcher_takes_the_flags_of_serve(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -15,9 +15,9 @@ from aq_data.models.arrays import parse_dtype
 from aq_data.models.selection import Axis, Selection, format_selection, parse_selection, select
 from aq_data.models.values import from_tagged
 from aq_data.wire.codec import JSON, RAW, raw_view
-from aq_data.wire.routes import array_path, written_path
+from aq_data.wire.routes import array_path, preview_path, written_path
 
-__all__ = ["RemoteArray", "read_selection"]
+__all__ = ["Preview", "RemoteArray", "read_selection"]
 
 URL_CHARACTERS = 4000
 """A selection as text beyond this is read in several requests: servers and proxies limit the length of an address."""
@@ -26,6 +26,16 @@ DENSE = 0.25
 TRIES = 2
 STREAMED_FROM = 1 << 20
 """Bytes up to which the server reads everything before it answers, so that damage is told as an error."""
+
+
+class Preview(NamedTuple):
+    """A reduced selection: `values` as float64, of minmax `(bins, 2)`. Along each axis `starts` has the first position of
+    every bin, and `steps` the elements in it.
+    """
+
+    values: np.ndarray[Any, Any]
+    starts: tuple[np.ndarray[Any, Any], ...]
+    steps: tuple[int, ...]
 
 
 class RemoteArray:
@@ -78,7 +88,22 @@ class RemoteArray:
         if 0 in selection.shape or not self.is_partial:
             return np.ones(selection.shape, bool)
         values = np.empty(selection.shape, bool)
-        return _read_raw(self._http, written_path(self._id, self.name), {"sel": format_selection(selection)}, values)
+        return _read_raw(
+            self._http, written_path(self._id, self.name), {"sel": format_selection(selection, explicit=True)}, values
+        )
+
+    def preview(self, text: str = "", *, pixels: int = 1000, how: str = "", part: str = "abs") -> Preview:
+        """What a plot of `select(text)` needs, reduced by the server: one or two axes, at most `pixels` bins along each.
+
+        `how`: "minmax" (one axis; the default there), "mean" (the default for two), "min" or "max". `part` of complex
+        values: "abs", "angle", "real" or "imag". NaN and what was not measured count as nothing.
+        """
+        query = {"sel": text, "pixels": str(pixels), "how": how, "part": part}
+        response = self._http.request("GET", preview_path(self._id, self.name), params=query)
+        shape = tuple(int(n) for n in response.headers["Array-Shape"].split(","))
+        steps = tuple(int(n) for n in response.headers["Preview-Step"].split(","))
+        values = np.frombuffer(response.content, "<f8").reshape(shape)
+        return Preview(values, tuple(np.arange(n) * step for n, step in zip(shape, steps, strict=False)), steps)
 
     def _read(self, selection: Selection) -> Any:
         values = read_selection(self._http, self._id, self.name, self.dtype, selection)
@@ -108,7 +133,7 @@ class RemoteArray:
 
 def read_selection(http: Http, id: str, name: str, dtype: np.dtype[Any], selection: Selection) -> np.ndarray[Any, Any]:
     """The selected values of one array, of `selection.shape`: one request, or several for very long lists of positions."""
-    text = format_selection(selection)
+    text = format_selection(selection, explicit=True)
     if len(text) > URL_CHARACTERS:
         return _in_parts(http, id, name, dtype, selection)
     if 0 in selection.shape:

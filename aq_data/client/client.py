@@ -14,10 +14,10 @@ import msgspec
 from aq_data.client.connections import Source, release
 from aq_data.client.datafile import DataFile, Hits
 from aq_data.client.http import TRIES, Body, Http, decoded
-from aq_data.client.live import Event, deliver_in_background, deliver_left_behind, follow
+from aq_data.client.live import Delivered, Event, deliver_in_background, deliver_left_behind, follow
 from aq_data.client.outgoing import OutgoingArray, OutgoingFile, outgoing_arrays, outgoing_files
 from aq_data.client.progress import progress
-from aq_data.client.spool import spool_root
+from aq_data.client.spool import is_being_delivered, spool_root
 from aq_data.client.sweeps import Sweep, declare_sweep, new_spool, spool_opening
 from aq_data.errors import ConflictError, NotFoundError, UnavailableError, ValidationError
 from aq_data.models.datafile import TYPED_FIELDS, check_id, make_id
@@ -30,6 +30,7 @@ __all__ = ["Client"]
 
 DELIVERING_SECONDS = 60.0
 """`close` waits so long for what is being delivered; the rest stays in the spool."""
+WAIT_SECONDS = 0.05
 PAGE = 1000
 """Documents the server gives at once."""
 
@@ -162,9 +163,15 @@ class Client:
         What an earlier process of this computer left in the spool is delivered first. ConflictError when it has ended.
         """
         root = Path(spool) if spool is not None else spool_root()
-        failures = deliver_left_behind(self._http, self._source.target, root, check_id(id))
-        if failures:
-            raise failures[0]
+        id = check_id(id)
+        # Whoever delivers what came before must be through with it: the later in the order wins.
+        if self._delivering is not None:
+            self._delivering.join()
+        while is_being_delivered(root, id):
+            time.sleep(WAIT_SECONDS)
+        for outcome in deliver_left_behind(self._http, self._source.target, root, id):
+            if outcome.error is not None:
+                raise outcome.error
         status = self._http.json("GET", sweep_path(id))
         if status["state"] != "open":
             raise ConflictError(f"the sweep {id} is {status['state']}; open a new one", code="finished")
@@ -173,9 +180,15 @@ class Client:
         sweep.begin()
         return sweep
 
-    def deliver_left_behind(self) -> None:
-        """Deliver what processes of this computer that are gone left in the spool for this target; in the background."""
+    def deliver_in_background(self) -> None:
+        """Begin to deliver what processes of this computer that are gone left in the spool for this target."""
         self._delivering = deliver_in_background(self._http, self._source.target, spool_root())
+
+    def deliver(self) -> list[Delivered]:
+        """Deliver what processes of this computer that are gone left in the spool for this target; what became of each."""
+        if self._delivering is not None:
+            self._delivering.join()
+        return deliver_left_behind(self._http, self._source.target, spool_root())
 
     def follow(self, id: str, after: str = "") -> Iterator[Event]:
         """What happens to a DataFile, as it happens: `for event in client.follow(id)`; ends when the sweep does.

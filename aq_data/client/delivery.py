@@ -19,7 +19,7 @@ from aq_data.wire.blocks import block_head
 from aq_data.wire.codec import JSON, RAW, MultipartBody, Part
 from aq_data.wire.routes import SWEEPS, blocks_path, sweep_path
 
-__all__ = ["Delivery"]
+__all__ = ["Delivery", "SpoolDamagedError"]
 
 BATCH_BYTES = 4 << 20
 BATCH_BLOCKS = 5000
@@ -51,6 +51,10 @@ class _Batch:
     end: End | None = None
 
 
+class SpoolDamagedError(CorruptionError):
+    """The spool on this computer lacks something: no retry mends that."""
+
+
 class Delivery:
     """Where one spool stands. `step` sends the next request; used by one thread at a time."""
 
@@ -62,10 +66,13 @@ class Delivery:
         self._dims: dict[str, tuple[str, ...]] = {}
         self._is_open = self._is_synced = False
         self._failures = 0
+        self.chunks: dict[str, tuple[int, ...]] = {}
+        """The chunk shapes that the server chose, as far as its answers told."""
         self.acknowledged = 0
         self.sent = 0
-        self.sent_bytes = 0
-        """Blocks of the spool, and bytes of their values, that this delivery sent."""
+        """Blocks of the spool that this delivery sent."""
+        self.arrived_bytes = self._counted = 0
+        """Bytes of the values known to have arrived."""
         self.ended: dict[str, Any] | None = None
         """The finished document once the end was delivered."""
 
@@ -115,7 +122,7 @@ class Delivery:
                 response = self._http.request("POST", SWEEPS, Body(lambda: iter((document,)), len(document), JSON))
             self._dims = {array.name: array.dims for array in opening.document.arrays}
             self._position = Position(0, after)
-            self.document: dict[str, Any] = decoded(response)
+            self.chunks = {array["name"]: tuple(array["chunks"]) for array in decoded(response)["arrays"]}
         self._is_open = True
 
     def _form(self, document: bytes, opening: Open, frame: Frame) -> Body:
@@ -156,7 +163,9 @@ class Delivery:
                     return batch
                 if frame.kind == "block":
                     block = msgspec.json.decode(frame.header, type=Block)
-                    if block.n > self.acknowledged:
+                    if block.n <= self.acknowledged:
+                        self._count(block.n, frame.length)
+                    else:
                         if batch.frames and batch.size + frame.length > BATCH_BYTES:
                             return batch
                         batch.frames.append((frame, block))
@@ -168,15 +177,21 @@ class Delivery:
             self._position = batch.after
         return batch
 
+    def _count(self, n: int, size: int) -> None:
+        if n > self._counted:
+            self._counted = n
+            self.arrived_bytes += size
+
     def _segments(self) -> list[int]:
         if self._is_live:
-            return list(range(self._position.segment, self._spool.end.segment + 1))
+            newest = self._spool.end.segment
+            return [*filter(self._spool.has, range(self._position.segment, newest)), newest]
         return [segment for segment in self._spool.segments() if segment >= self._position.segment]
 
     def _send(self, batch: _Batch) -> None:
         first = batch.frames[0][1].n
         if first != self.acknowledged + 1:
-            raise CorruptionError(
+            raise SpoolDamagedError(
                 f"the spool {self._spool.path} lacks blocks {self.acknowledged + 1}..{first - 1} of its writer; "
                 "they were neither delivered nor kept"
             )
@@ -205,7 +220,8 @@ class Delivery:
             raise CorruptionError(f"the server acknowledged {answer['acknowledged']} of blocks up to {last}")
         self.acknowledged, self._position = last, batch.after
         self.sent += len(batch.frames)
-        self.sent_bytes += batch.size
+        for frame, block in batch.frames:
+            self._count(block.n, frame.length)
         self._spool.acknowledge(last)
 
     def _merged(self, batch: _Batch) -> Iterator[_Outgoing]:

@@ -132,7 +132,7 @@ class Http:
             response.read()
             problem = msgspec.json.decode(response.content, type=_Problem)
         except (httpx.HTTPError, msgspec.DecodeError):
-            cls = UnavailableError if response.status_code in (502, 504) else StorageError  # a proxy before the server
+            cls = UnavailableError if response.status_code in (502, 503, 504) else StorageError  # a proxy before the server
             return cls(f"{response.request.method} {response.request.url} was answered {response.status_code}")
         finally:
             response.close()

@@ -37,6 +37,7 @@ class AppTransport(httpx.BaseTransport):
         self._lifespan_in: asyncio.Queue[Message] = asyncio.Queue()
         self._closed = False
         self._running: set[Future[None]] = set()
+        self._exchanges: set[_Exchange] = set()
         try:
             self._app, self._stopped = asyncio.run_coroutine_threadsafe(self._start(make_app), self._loop).result()
         except BaseException:
@@ -63,7 +64,9 @@ class AppTransport(httpx.BaseTransport):
             raise httpx.ConnectError("the embedded server was closed", request=request)
         exchange.task = asyncio.run_coroutine_threadsafe(exchange.run(self._app), self._loop)
         self._running.add(exchange.task)
+        self._exchanges.add(exchange)
         exchange.task.add_done_callback(self._running.discard)
+        exchange.task.add_done_callback(lambda _: self._exchanges.discard(exchange))
         status, headers = exchange.start()
         return httpx.Response(status, headers=headers, stream=exchange, request=request)
 
@@ -71,6 +74,9 @@ class AppTransport(httpx.BaseTransport):
         if self._closed:
             return
         self._closed = True
+        for exchange in list(self._exchanges):
+            if exchange.is_endless:
+                exchange.close()
         wait(list(self._running), timeout=GRACE_SECONDS)  # what was accepted is finished
 
         async def stop() -> None:
@@ -99,6 +105,7 @@ class _Exchange(httpx.SyncByteStream):
         self._answers: queue.SimpleQueue[Message | BaseException] = queue.SimpleQueue()
         self._space = asyncio.Semaphore(PIECES)
         self._body_done = False
+        self.is_endless = False
         self.task: Future[None] | None = None
 
     def _scope(self) -> dict[str, Any]:
@@ -148,7 +155,10 @@ class _Exchange(httpx.SyncByteStream):
     def start(self) -> tuple[int, list[tuple[bytes, bytes]]]:
         """Wait for the head of the answer."""
         message = self._next()
-        return message["status"], list(message["headers"])
+        headers = list(message["headers"])
+        # A stream of events would never end by itself.
+        self.is_endless = any(n == b"content-type" and v.startswith(b"text/event-stream") for n, v in headers)
+        return message["status"], headers
 
     def __iter__(self) -> Iterator[bytes]:
         more = True

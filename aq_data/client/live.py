@@ -15,10 +15,10 @@ import msgspec
 from aq_data.client.delivery import Delivery
 from aq_data.client.http import Http
 from aq_data.client.spool import Spool, spool_paths
-from aq_data.errors import AqDataError, RateLimitError, UnavailableError
+from aq_data.errors import AqDataError, RateLimitError, StorageError, UnavailableError
 from aq_data.wire.routes import events_path
 
-__all__ = ["Event", "deliver_left_behind", "follow", "push"]
+__all__ = ["Delivered", "Event", "deliver_in_background", "deliver_left_behind", "follow", "push"]
 
 log = logging.getLogger("aq_data")
 
@@ -46,7 +46,7 @@ def follow(http: Http, id: str, after: str, wait: Callable[[float], None]) -> It
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
         try:
             with http.stream("GET", events_path(id), headers=headers, timeout=SILENCE) as response:
-                for event in _parsed(response.iter_lines()):
+                for event in _parsed(response.iter_bytes()):
                     after, pause = event.id, FIRST_PAUSE
                     yield event
                     if event.kind in ("finished", "abandoned"):
@@ -58,16 +58,20 @@ def follow(http: Http, id: str, after: str, wait: Callable[[float], None]) -> It
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def _parsed(lines: Iterator[str]) -> Iterator[Event]:
-    """Server-sent events (WHATWG HTML, section 9.2), of those fields that aq-data sends."""
-    fields: dict[str, str] = {}
-    for line in lines:
-        if line:
-            name, _, value = line.partition(":")
-            fields[name] = value.removeprefix(" ")
-        else:
-            if "data" in fields:
-                yield Event(fields.get("id", ""), fields.get("event", ""), msgspec.json.decode(fields["data"]))
+def _parsed(pieces: Iterator[bytes]) -> Iterator[Event]:
+    """Server-sent events (WHATWG HTML, section 9.2), of those fields and line ends that aq-data sends."""
+    fields: dict[bytes, bytes] = {}
+    rest = b""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            if line:
+                name, _, value = line.partition(b":")
+                fields[name] = value.removeprefix(b" ")
+                continue
+            if b"data" in fields:
+                id, kind = fields.get(b"id", b"").decode(), fields.get(b"event", b"").decode()
+                yield Event(id, kind, msgspec.json.decode(fields[b"data"]))
             fields = {}
 
 
@@ -78,8 +82,10 @@ def push(http: Http, spool: Spool) -> int:
     """
     delivery = Delivery(http, spool, is_live=False)
     try:
-        while delivery.step():
-            pass
+        spool.mark_delivering()
+        if not spool.is_empty:
+            while delivery.step():
+                pass
     except BaseException:
         spool.close()
         raise
@@ -87,9 +93,19 @@ def push(http: Http, spool: Spool) -> int:
     return delivery.sent
 
 
-def deliver_left_behind(http: Http, target: str, root: Path, sweep: str | None = None) -> list[AqDataError]:
-    """Deliver every spool for `target` (of one sweep) whose process is gone; what could not be delivered, and why."""
-    failures: list[AqDataError] = []
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """What became of one spool: `blocks` were sent, or `error` says why it is still there."""
+
+    path: Path
+    sweep: str
+    blocks: int
+    error: AqDataError | None = None
+
+
+def deliver_left_behind(http: Http, target: str, root: Path, sweep: str | None = None) -> list[Delivered]:
+    """Deliver every spool for `target` (of one sweep) whose process is gone; what became of each."""
+    outcomes: list[Delivered] = []
     for path in spool_paths(root):
         spool = Spool.open(path)
         if spool is None:
@@ -98,13 +114,14 @@ def deliver_left_behind(http: Http, target: str, root: Path, sweep: str | None =
             spool.close()
             continue
         try:
-            push(http, spool)
-        except AqDataError as exc:
-            log.warning("a spool could not be delivered", extra={"fields": {"spool": str(path), "error": str(exc)}})
-            failures.append(exc)
-            if isinstance(exc, UnavailableError):
+            outcomes.append(Delivered(path, spool.target.sweep, push(http, spool)))
+        except (AqDataError, OSError) as exc:
+            error = exc if isinstance(exc, AqDataError) else StorageError(f"the spool {path} cannot be read: {exc}")
+            log.warning("a spool could not be delivered", extra={"fields": {"spool": str(path), "error": str(error)}})
+            outcomes.append(Delivered(path, spool.target.sweep, 0, error))
+            if isinstance(error, UnavailableError):
                 break
-    return failures
+    return outcomes
 
 
 def deliver_in_background(http: Http, target: str, root: Path) -> threading.Thread | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from aq_data.errors import ValidationError
 from aq_data.models.arrays import parse_dtype
-from aq_data.models.sweep import NewSweepArray, Piece
+from aq_data.models.sweep import NewSweepArray, Piece, check_chunks
 from aq_data.wire.codec import raw_view, text_bytes
 
 __all__ = ["Variables"]
@@ -31,9 +31,30 @@ class _Variable:
 class Variables:
     """The variables of one sweep."""
 
-    def __init__(self, arrays: Iterable[NewSweepArray]) -> None:
+    def __init__(self, arrays: Sequence[NewSweepArray]) -> None:
         self._variables = {a.name: _Variable(a.name, a.dims, a.shape, parse_dtype(a.dtype, a.name), a.dtype) for a in arrays}
+        self._chunks: dict[str, tuple[int, ...]] = {a.name: a.chunks for a in arrays if a.chunks is not None}
+        self._extents: dict[str, int] = {}
         self.growing = {d for v in self._variables.values() for d, n in zip(v.dims, v.sizes, strict=True) if n is None}
+
+    def learn_chunks(self, chunks: Mapping[str, tuple[int, ...]]) -> None:
+        """How the server cuts the variables: with it a place that would need too many chunks is refused here."""
+        self._chunks.update(chunks)
+
+    def _check_growth(self, pieces: tuple[Piece, ...]) -> None:
+        extents = dict(self._extents)
+        for piece in pieces:
+            if 0 not in piece.shape:
+                for dim, first, length in zip(self.dims(piece.name), piece.start or (), piece.shape, strict=True):
+                    if dim in self.growing:
+                        extents[dim] = max(extents.get(dim, 0), first + length)
+        if extents == self._extents:
+            return
+        for name, chunks in self._chunks.items():
+            variable = self._variables[name]
+            shape = tuple(extents.get(d, 0) if n is None else n for d, n in zip(variable.dims, variable.sizes, strict=True))
+            check_chunks(name, shape, chunks)
+        self._extents = extents
 
     def dims(self, name: str) -> tuple[str, ...]:
         """The dims of a variable."""
@@ -79,6 +100,8 @@ class Variables:
             append = dim if along is not None else None
             pieces.append(Piece(variable.name, shape, variable.dtype_name, start, append, size))
             buffers.append(encoded)
+        if at and self._chunks:
+            self._check_growth(tuple(pieces))
         return tuple(pieces), buffers
 
     def _named(self, name: str) -> _Variable:
@@ -106,19 +129,23 @@ def _place(dim: str, place: Any) -> int | slice:
         if place.step not in (None, 1):
             raise ValidationError(f"at[{dim!r}] takes a step of 1, not {place.step}")
         try:
-            start = operator.index(place.start or 0)
-            stop = None if place.stop is None else operator.index(place.stop)
+            start = 0 if place.start is None else _index_of(place.start)
+            stop = None if place.stop is None else _index_of(place.stop)
         except TypeError as exc:
             raise ValidationError(f"at[{dim!r}] takes indices, never coordinate values: {place}") from exc
         if start < 0 or (stop is not None and stop < start):
             raise ValidationError(f"at[{dim!r}] = {place}: it takes 0 <= start <= stop")
         return slice(start, stop)
-    if isinstance(place, (bool, np.bool_)):
-        raise ValidationError(f"at[{dim!r}] takes an index or a slice, not {place!r}")
     try:
-        return operator.index(place)
+        return _index_of(place)
     except TypeError as exc:
         raise ValidationError(f"at[{dim!r}] takes an index or a slice, never a coordinate value: {place!r}") from exc
+
+
+def _index_of(number: Any) -> int:
+    if isinstance(number, (bool, np.bool_)):
+        raise TypeError("a truth value is no position")
+    return operator.index(number)
 
 
 def _fit(
@@ -169,19 +196,15 @@ def _index(variable: _Variable, dim: str, place: int, size: int | None) -> int:
 
 
 _KINDS: dict[type, str] = {bool: "b", int: "iufc", float: "fc", complex: "c"}
+_GROUPS = {"b": "bool", "i": "number", "u": "number", "f": "number", "c": "number", "M": "instant", "m": "duration"}
 
 
 def _converted(variable: _Variable, value: Any) -> np.ndarray[Any, Any]:
-    """The value as an array of exactly the variable's dtype; ValidationError where that would lose something."""
+    """The value as an array of exactly the variable's dtype; ValidationError where that would change what it says."""
     dtype = variable.dtype
     kinds = _KINDS.get(type(value))
-    if kinds is not None:
-        if dtype.kind not in kinds:
-            raise _wrong(variable, type(value).__name__)
-        try:
-            return np.array(value, dtype)
-        except OverflowError as exc:
-            raise _wrong(variable, f"the number {value}") from exc
+    if kinds is not None and dtype.kind in kinds:
+        return _scalar(variable, value)
     source = getattr(value, "values", value)
     if isinstance(source, np.ma.MaskedArray):
         raise _wrong(variable, "a masked array: fill it first")
@@ -189,31 +212,75 @@ def _converted(variable: _Variable, value: Any) -> np.ndarray[Any, Any]:
         array = np.asarray(source)
     except ValueError as exc:
         raise _wrong(variable, "a ragged list") from exc
-    if array.dtype == dtype and array.dtype.kind not in "OT":
-        return array if array.dtype.byteorder != ">" else array.astype(dtype)
     if dtype.kind in "OT":
-        if not all(isinstance(item, str) for item in array.astype(object, copy=False).reshape(-1)):
-            raise _wrong(variable, f"{array.dtype} values that are not text")
+        return _text(variable, array)
+    if array.dtype == dtype:
+        return array
+    if array.dtype.newbyteorder("<") == dtype:
         return array.astype(dtype)
-    if np.can_cast(array.dtype, dtype, "safe") and array.dtype.kind != "O":
-        return array.astype(dtype)
-    return _from_python(variable, value, array)
-
-
-def _from_python(variable: _Variable, value: Any, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Lists of Python numbers have no dtype of their own: they become the variable's when every value survives it."""
-    dtype = variable.dtype
     if array.dtype.kind == "O" and dtype.kind in "mM":
         try:
             return np.asarray(value, dtype)
         except (TypeError, ValueError) as exc:
             raise _wrong(variable, f"a {type(value).__name__}") from exc
-    if isinstance(value, (list, tuple)) and np.can_cast(array.dtype, dtype, "same_kind"):
+    return _cast(variable, array, is_python=isinstance(value, (list, tuple, int, float, complex, str, bytes)))
+
+
+def _scalar(variable: _Variable, value: Any) -> np.ndarray[Any, Any]:
+    """A Python number. A float is rounded to what the dtype has: Python knows no shorter ones; an int is kept or refused."""
+    try:
         with np.errstate(over="ignore"):
-            cast = array.astype(dtype)
-        if array.dtype.kind not in "iu" or (cast == array).all():
-            return cast
-    raise _wrong(variable, f"{array.dtype} values")
+            array = np.array(value, variable.dtype)
+    except OverflowError as exc:
+        raise _wrong(variable, f"the number {value}") from exc
+    if type(value) is int and variable.dtype.kind in "fc" and array.item() != value:
+        raise _wrong(variable, f"the number {value}")
+    if type(value) is not int and variable.dtype.itemsize < 16 and np.isfinite(value) and not np.isfinite(array):
+        raise _wrong(variable, f"the number {value}")
+    return array
+
+
+def _text(variable: _Variable, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    for item in array.astype(object, copy=False).reshape(-1):
+        if not isinstance(item, str):
+            raise _wrong(variable, f"a {type(item).__name__}")
+        try:
+            item.encode("utf-8")
+        except UnicodeEncodeError as exc:
+            raise _wrong(variable, "text with a lone surrogate") from exc
+    return array.astype(variable.dtype)
+
+
+def _cast(variable: _Variable, array: np.ndarray[Any, Any], *, is_python: bool) -> np.ndarray[Any, Any]:
+    """Another dtype of the same nature, when every value survives. `is_python`: the values had no dtype of their own."""
+    dtype, what = variable.dtype, f"{array.dtype} values"
+    before, after = (_GROUPS.get(d.kind, d.kind) for d in (array.dtype, dtype))
+    if not array.size and is_python:
+        return np.empty(array.shape, dtype)
+    is_narrower = not np.can_cast(array.dtype, dtype, "safe")
+    if before != after or (array.dtype.kind in "fc" and (dtype.kind not in "fc" or (is_narrower and not is_python))):
+        raise _wrong(variable, what)
+    if array.dtype.kind == "c" and dtype.kind == "f":
+        raise _wrong(variable, what)
+    with np.errstate(all="ignore"):
+        cast = array.astype(dtype)
+        if array.dtype.kind in "fc":
+            is_kept = bool((np.isfinite(cast) | ~np.isfinite(array)).all())
+        else:
+            back = cast.real.astype(array.dtype) if dtype.kind == "c" else cast.astype(array.dtype)
+            is_kept = bool(((back == array) | ((array != array) & (cast != cast))).all())  # (NaT)
+            if array.dtype.kind in "iu":
+                # Near the ends of 64 bits the way back wraps around.
+                is_kept = is_kept and (_fits(array, dtype) if dtype.kind in "fc" else not ((cast < 0) != (array < 0)).any())
+    if not is_kept:
+        raise _wrong(variable, what)
+    return cast
+
+
+def _fits(array: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> bool:
+    """Whether whole numbers are all below the first that a float of `dtype` cannot tell from its neighbour."""
+    mantissa = int(np.finfo(dtype).nmant) + 1
+    return not array.size or (int(array.max()) <= 1 << mantissa and int(array.min()) >= -(1 << mantissa))
 
 
 def _wrong(variable: _Variable, what: str) -> ValidationError:

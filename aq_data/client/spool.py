@@ -2,7 +2,7 @@
 
 One folder per writer, `<root>/<sweep id>.<writer>/`, with `target` (where it is to go), numbered segments of frames, `lock`
 (held while the writer's process lives) and `acknowledged` (the last number the server is known to have; the server knows
-better). A frame is u32 length and CRC-32 of its body, then the body: u8 kind, u32 header length, JSON header, values. Frames
+better). A frame is u64 length and CRC-32 of its body, then the body: u8 kind, u32 header length, JSON header, values. Frames
 are appended and never changed, so what a crash leaves is whole up to its last frame.
 """
 
@@ -33,6 +33,7 @@ __all__ = [
     "SpoolInfo",
     "SpoolTarget",
     "found_spools",
+    "is_being_delivered",
     "spool_paths",
     "spool_root",
 ]
@@ -42,7 +43,7 @@ SEGMENT_BYTES = 64 << 20
 READ_BYTES = 1 << 20
 """Frames are read so much at a time; one that is longer is left on the disk, to be read in parts."""
 
-_HEAD = struct.Struct("<II")
+_HEAD = struct.Struct("<QI")
 _BODY = struct.Struct("<BI")
 
 Kind = Literal["open", "block", "end"]
@@ -135,10 +136,10 @@ class Spool:
             path.mkdir(parents=True)
             spool = cls(path, target)
             spool._lock.acquire(blocking=False)
+            spool._open_segment(0)
             partial = path / "target.part"
             partial.write_bytes(msgspec.json.encode(target))
             partial.replace(path / "target")
-            spool._open_segment(0)
         except OSError as exc:
             raise _unwritable(path, exc) from exc
         return spool
@@ -179,8 +180,9 @@ class Spool:
             self._out.close()
             self._out = None
         self._close_reading()
-        for path in self.path.glob("*.segment"):
-            path.unlink(missing_ok=True)
+        # First what makes it a spool: if this stops halfway, nobody takes the rest for one.
+        with suppress(OSError):
+            (self.path / "target").unlink(missing_ok=True)
         self._lock.release()
         shutil.rmtree(self.path, ignore_errors=True)
 
@@ -207,9 +209,11 @@ class Spool:
                 for part in (head, *values):
                     _write(self._out, part)
         except OSError as exc:
+            # What was written of it is overwritten by the next frame, even where it cannot be cut off.
+            with suppress(OSError):
+                self._out.seek(self.end.offset)
             with suppress(OSError):
                 self._out.truncate(self.end.offset)
-                self._out.seek(self.end.offset)
             raise _unwritable(self.path, exc) from exc
         # One assignment: the sender sees the old end or the new one.
         segment, offset = self.end
@@ -237,6 +241,10 @@ class Spool:
 
     def _segment_path(self, number: int) -> Path:
         return self.path / f"{number:08d}.segment"
+
+    def has(self, segment: int) -> bool:
+        """Whether a segment is still there: one whose blocks have arrived is deleted."""
+        return self._segment_path(segment).exists()
 
     def segments(self) -> list[int]:
         """Numbers of the segments that are still there."""
@@ -312,10 +320,21 @@ class Spool:
         for segment, last in list(self._last.items()):
             # The first holds the opening, the newest is being written.
             if last <= n and 0 < segment < self.end.segment:
-                del self._last[segment]
                 if self._reading is not None and self._reading[0] == segment:
                     self._close_reading()
-                self._segment_path(segment).unlink(missing_ok=True)
+                with suppress(OSError):  # somebody looks at it just now: the next time
+                    self._segment_path(segment).unlink(missing_ok=True)
+                    del self._last[segment]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no frame is whole: its process was killed before anything was accepted."""
+        return all(self.whole(segment) == 0 for segment in self.segments())
+
+    def mark_delivering(self) -> None:
+        """Say that a process other than its writer is delivering this spool: see `is_being_delivered`."""
+        with suppress(OSError):
+            (self.path / "delivering").touch()
 
     def acknowledged(self) -> int:
         """The last number known to have arrived; maybe more did."""
@@ -342,6 +361,17 @@ def _unwritable(path: Path, exc: OSError) -> StorageError:
 def read_target(path: Path) -> SpoolTarget:
     """Where the spool in a folder is to go."""
     return msgspec.json.decode((path / "target").read_bytes(), type=SpoolTarget)
+
+
+def is_being_delivered(root: Path, sweep: str) -> bool:
+    """Whether some process is delivering what a writer of the sweep left behind."""
+    for path in root.glob(f"{sweep}.*/delivering"):
+        spool = Spool.open(path.parent)
+        if spool is None and path.exists():
+            return True
+        if spool is not None:
+            spool.close()
+    return False
 
 
 def spool_paths(root: Path) -> list[Path]:

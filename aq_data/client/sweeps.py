@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 import numpy as np
 
-from aq_data.client.delivery import Delivery
+from aq_data.client.delivery import Delivery, SpoolDamagedError
 from aq_data.client.http import Http
 from aq_data.client.outgoing import OutgoingArray, declared_values
 from aq_data.client.regions import Buffer, Variables
@@ -36,6 +36,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
 """Seconds between two tries while the server is away."""
 AGE_SECONDS, AGES = 0.1, 10_000
 """How finely the age of what waits is told, and of how many moments."""
+SERVER_FAULT = 500
 CLOSE_SECONDS = 30.0
 """How long the end of a `with` block waits for a server that is away, before it leaves the rest to the spool."""
 
@@ -150,6 +151,7 @@ class Sweep:
         """Open the sweep at the server: what it refuses is raised; when it is away, the thread goes on trying."""
         try:
             self._delivery.step()
+            self._variables.learn_chunks(self._delivery.chunks)
         except (UnavailableError, RateLimitError) as exc:
             self._away = exc
             log.warning("the server is away; the sweep begins in its spool", extra={"fields": {"spool": str(self.spool)}})
@@ -212,9 +214,9 @@ class Sweep:
 
     def _accept(self, values: Mapping[str, Any], at: Mapping[str, Any] | None, dim: str | None) -> None:
         pieces, buffers = self._variables.pieces(values, at, dim)
-        if self._failure is not None:
-            raise self._failure
         with self._write_lock:
+            if self._failure is not None:
+                raise self._failure
             if self._ending:
                 raise ConflictError(
                     f"this writer of sweep {self.id} has ended; client.resume_sweep goes on", code="finished"
@@ -258,17 +260,19 @@ class Sweep:
 
     def leave(self, timeout: float | None = None) -> None:
         """Deliver everything and let go of the sweep, which stays open for other writers."""
-        self.flush(timeout)
         with self._write_lock:
             self._ending = True
+        self.flush(timeout)
         self._stop()
         self._spool.remove()
 
     def _end(self, step: Literal["finish", "abandon"], reason: str, timeout: float | None) -> None:
         with self._write_lock:
+            if self._failure is not None:
+                raise self._failure
             if not self._ending:
-                self._ending = True
                 self._spool.append("end", msgspec.json.encode(End(step, self._accepted, reason)), [])
+                self._ending = True
         self._wake.set()
         self._wait_until(lambda: self._delivery.ended is not None, timeout)
         self._stop()
@@ -291,8 +295,11 @@ class Sweep:
                 self.finish(CLOSE_SECONDS)
             else:
                 self.abandon(f"{type(exc).__name__}: {exc}", CLOSE_SECONDS)
-        except UnavailableError as late:
-            # Nothing is lost and the script may go on: the rest is delivered by this process while it lives, or later.
+        except AqDataError as late:
+            if exc is None and not isinstance(late, UnavailableError):
+                raise
+            # Nothing is lost and the script may go on: the rest is delivered by this process while it lives, or later. And
+            # what went wrong in the experiment is not to be hidden by what went wrong after it.
             warnings.warn(
                 f"{late}; the next aq_data.connect or `aq-data spool push` delivers the rest", RuntimeWarning, stacklevel=2
             )
@@ -312,18 +319,17 @@ class Sweep:
             try:
                 while not self._stopping.is_set() and self._step():
                     pause, self._away = FIRST_PAUSE, None
-            except (UnavailableError, RateLimitError) as exc:
-                self._away = exc
-                self._spool.sync()
-                if self._http.client.is_closed:
+            except AqDataError as exc:
+                # What the server, or something before it, did wrong may be mended; what we asked for wrongly will not.
+                is_ours = exc.status_hint < SERVER_FAULT and not isinstance(exc, RateLimitError)
+                if is_ours or isinstance(exc, SpoolDamagedError) or self._http.client.is_closed:
                     self._fail(exc)
                     return
+                self._away = exc
+                self._spool.sync()
                 self._stopping.wait(pause * random.uniform(0.7, 1.3))  # noqa: S311  (jitter, not a secret)
                 pause = min(2 * pause, LONGEST_PAUSE)
                 self._wake.set()
-            except AqDataError as exc:
-                self._fail(exc)
-                return
             except Exception as exc:
                 log.exception("delivering failed")
                 self._fail(AqDataError(f"delivering {self.spool} failed: {exc!r}"))
@@ -332,15 +338,16 @@ class Sweep:
     def _step(self) -> bool:
         more = self._delivery.step()
         with self._changed:
-            self._delivered = (self._delivery.acknowledged, self._delivery.sent_bytes)
+            self._delivered = (self._delivery.acknowledged, self._delivery.arrived_bytes)
             self._changed.notify_all()
         return more
 
     def _fail(self, exc: AqDataError) -> None:
         exc.add_note(f"blocks that did not arrive are in {self.spool}; `aq-data spool ls` shows them")
-        with self._changed:
+        with self._write_lock, self._changed:
             self._failure = exc
             self._changed.notify_all()
+            self._spool.close()  # for whoever can deliver it
 
 
 def new_spool(root: Path, target: str, sweep: str, name: str) -> Spool:

@@ -200,9 +200,12 @@ def parse_selection(text: str, shape: tuple[int, ...], name: str = "array") -> S
     return select(tuple(_entries(text, shape, name)), shape, name)
 
 
-def format_selection(selection: Selection) -> str:
-    """Text that `parse_selection` reads back to an equal result; empty for everything."""
-    return "" if selection.is_whole else ",".join(_format_axis(axis) for axis in selection.axes)
+def format_selection(selection: Selection, *, explicit: bool = False) -> str:
+    """Text that `parse_selection` reads back to an equal result; empty for everything.
+
+    With `explicit` everything has its bounds too: the array may have grown since.
+    """
+    return "" if selection.is_whole and not explicit else ",".join(_format_axis(axis) for axis in selection.axes)
 
 
 def _format_axis(axis: Axis) -> str:

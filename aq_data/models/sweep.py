@@ -28,14 +28,16 @@ __all__ = [
     "Region",
     "Seal",
     "State",
+    "check_chunks",
     "check_new_sweep",
+    "chunks_of",
     "grown_arrays",
     "piece_bytes",
     "place",
     "seal",
 ]
 
-MAX_CHUNKS = 1 << 22
+MAX_CHUNKS = 1 << 20
 """Chunks one array of a sweep may have: the map of them is kept whole in memory while it is open."""
 MAX_WRITERS = 10_000
 MAX_REASON = 2000
@@ -208,12 +210,12 @@ def _at_length_zero(array: NewSweepArray) -> NewArray:
     return new
 
 
-def check_chunks(array: ArrayInfo, shape: tuple[int, ...]) -> None:
+def check_chunks(name: str, shape: tuple[int, ...], chunk_shape: tuple[int, ...]) -> None:
     """Refuse a shape whose chunks could not be kept track of."""
-    chunks = math.prod(-(-n // c) for n, c in zip(shape, array.chunks, strict=True))
+    chunks = math.prod(-(-n // c) for n, c in zip(shape, chunk_shape, strict=True))
     if chunks > MAX_CHUNKS or math.prod(max(1, n) for n in shape) > MAX_ELEMENTS:
         raise ValidationError(
-            f"array {array.name!r} of shape {shape} would have {chunks} chunks; a sweep keeps track of {MAX_CHUNKS}: "
+            f"array {name!r} of shape {shape} would have {chunks} chunks; a sweep keeps track of {MAX_CHUNKS}: "
             "choose larger chunks or a smaller shape"
         )
 
@@ -240,7 +242,7 @@ def place(plan: Plan, state: State, block: Block, at: str) -> tuple[State, Place
     ValidationError for an unknown variable, another dtype or rank, or a region out of bounds.
     """
     known = state.writers.get(block.writer, 0)
-    if not 1 <= block.count <= block.n or not 1 <= len(block.writer) <= 64:
+    if not 1 <= block.count <= block.n <= MAX_ELEMENTS or not 1 <= len(block.writer) <= 64:
         raise ValidationError("a block needs a writer of 1 to 64 characters, and numbers that count from 1")
     if block.n <= known:
         return None
@@ -257,6 +259,9 @@ def place(plan: Plan, state: State, block: Block, at: str) -> tuple[State, Place
         raise ValidationError("a block names each of its variables once, and at least one")
     extents = dict(state.extents)
     regions = tuple(_region(plan, state.extents, extents, piece) for piece in block.variables)
+    for array in plan.arrays if extents != state.extents else ():  # a dim belongs to all that have it
+        shape = tuple(extents.get(dim, n) for dim, n in zip(array.dims, array.shape, strict=True))
+        check_chunks(array.name, shape, array.chunks)
     seq = state.head + 1
     placed = Placed(seq, block.writer, block.n, at, regions, block.count)
     touched = {region.name for region in regions if 0 not in region.shape} - set(state.touched)
@@ -282,25 +287,18 @@ def _region(plan: Plan, before: dict[str, int], after: dict[str, int], piece: Pi
         raise ValidationError(f"{where} has the dims {array.dims}; a block of it needs {len(array.dims)} starts and lengths")
     if piece.append is not None and (piece.append not in array.dims or piece.append not in plan.growing):
         raise ValidationError(f"{where} cannot be appended to along {piece.append[:80]!r}: that is no growing dim of it")
-    at, shape = [], []
+    at: list[int] = []
     for dim, begin, length, fixed in zip(array.dims, start, piece.shape, array.shape, strict=True):
         position = before[dim] if dim == piece.append else begin
-        if position < 0:
-            raise ValidationError(f"{where}: start {position} of dim {dim!r} is negative")
+        if not 0 <= position <= MAX_ELEMENTS:
+            raise ValidationError(f"{where}: start {position} of dim {dim!r} is no position")
         if dim in plan.growing:
-            shape.append(max(before[dim], position + length))
+            if 0 not in piece.shape:
+                after[dim] = max(after[dim], position + length)
         elif position + length > fixed:
             raise ValidationError(f"{where}: [{position}, {position + length}) lies outside dim {dim!r} of length {fixed}")
-        else:
-            shape.append(fixed)
         at.append(position)
-    nbytes = piece_bytes(piece)
-    if 0 not in piece.shape:
-        check_chunks(array, tuple(shape))
-        for dim, length in zip(array.dims, shape, strict=True):
-            if dim in plan.growing:
-                after[dim] = max(after[dim], length)
-    return Region(piece.name, tuple(at), piece.shape, nbytes)
+    return Region(piece.name, tuple(at), piece.shape, piece_bytes(piece))
 
 
 # --- the end -------------------------------------------------------------------------------------------------------------
@@ -311,12 +309,6 @@ def seal(plan: Plan, state: State, outcome: Outcome, ending: Ending, at: str) ->
 
     Raises ConflictError: `missing_blocks` when a writer's last number has not come, `illegal_state` when it ended otherwise.
     """
-    if state.seal is not None:
-        if state.seal.outcome == outcome:
-            return None
-        raise ConflictError(
-            f"the sweep {plan.id} is {state.seal.outcome} already; it cannot become {outcome}", code="illegal_state"
-        )
     for writer, n in ending.writers.items():
         known = state.writers.get(writer, 0)
         if n > known:
@@ -326,6 +318,12 @@ def seal(plan: Plan, state: State, outcome: Outcome, ending: Ending, at: str) ->
                 writer=writer,
                 known=known,
             )
+    if state.seal is not None:
+        if state.seal.outcome == outcome:
+            return None
+        raise ConflictError(
+            f"the sweep {plan.id} is {state.seal.outcome} already; it cannot become {outcome}", code="illegal_state"
+        )
     return msgspec.structs.replace(state, seal=Seal(outcome, ending.reason[:MAX_REASON], at))
 
 

@@ -12,7 +12,7 @@ from aq_data.models.sweep import Block
 
 __all__ = ["BlockReader", "block_head"]
 
-MAX_HEADER_BYTES = 1 << 20
+MAX_HEADER_BYTES = 1 << 18
 
 
 def block_head(header: Block) -> bytes:

@@ -17,6 +17,7 @@ __all__ = [
     "datafile_path",
     "events_path",
     "file_path",
+    "preview_path",
     "sweep_path",
     "written_path",
 ]
@@ -42,6 +43,10 @@ def array_path(id: str, name: str) -> str:
 
 def written_path(id: str, name: str) -> str:
     return f"{array_path(id, name)}/written"
+
+
+def preview_path(id: str, name: str) -> str:
+    return f"{array_path(id, name)}/preview"
 
 
 def file_path(id: str, name: str) -> str:

@@ -85,6 +85,18 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument("output", help="path ending in .nc or .zarr")
     _client_flags(export)
 
+    spool = add("spool", "client", "see and deliver what sweeps of this computer wrote and no server has yet")
+    actions = spool.add_subparsers(dest="action", required=True, metavar="ls|push|drop")
+    for name, help in (
+        ("ls", "list what waits, and where"),
+        ("push", "deliver what processes that are gone left behind"),
+        ("drop", "delete it without delivering: the measured values are lost"),
+    ):
+        action = actions.add_parser(name, help=help)
+        if name != "ls":
+            action.add_argument("sweep", nargs="?" if name == "push" else None, help="id of the sweep")
+        action.add_argument("--json", action="store_true", help="print JSON lines")
+
     collect = add("gc", "operator", "report blobs that no record names; remove them with --delete")
     _server_flags(collect)
     collect.add_argument("--delete", action="store_true", help="remove what is reported")

@@ -21,6 +21,7 @@ from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp, Receive, Scope, Send
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
+from aq_data.errors import ConfigError
 from aq_data.storage.arrays.folder import FolderBlobs
 from aq_data.storage.arrays.folding import Folder
 from aq_data.storage.arrays.memory import MemoryBlobs
@@ -42,7 +43,9 @@ from aq_server.service.folding import Folding
 from aq_server.service.following import Following
 from aq_server.service.growing import Growing
 from aq_server.service.maintenance import Maintenance
+from aq_server.service.notices import Notices, parse_secret
 from aq_server.service.reading import Reading
+from aq_server.service.reindexing import Reindexing
 from aq_server.service.searching import Searching
 from aq_server.service.signals import Signals
 from aq_server.service.sweeps import Sweeps
@@ -73,6 +76,10 @@ class Stores:
     @property
     def maintenance(self) -> Maintenance:
         return Maintenance(self.metadata, self.arrays)
+
+    @property
+    def reindexing(self) -> Reindexing:
+        return Reindexing(self.metadata, self.arrays)
 
     @property
     def tokens(self) -> Tokens:
@@ -112,7 +119,7 @@ def build_app(config: ServerConfig, stores: Stores, *, ask_for_tokens: bool) -> 
         collector(registry=registry)
     signals, folder = Signals(), Folder(stores.arrays.blobs)
     growing = Growing(stores.metadata, folder, config.stale_after)
-    folding = Folding(stores.metadata, stores.arrays, folder, signals)
+    folding = Folding(stores.metadata, stores.arrays, folder, signals, Notices(stores.metadata, _webhook_secret(config)))
     datafiles = DataFiles(stores.metadata, stores.arrays, signals)
     reading, searching = Reading(datafiles, growing), Searching(stores.metadata, growing)
     webhooks = frozenset(config.webhooks)
@@ -182,6 +189,20 @@ def _answering_options(app: Litestar) -> ASGIApp:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     return answer
+
+
+def _webhook_secret(config: ServerConfig) -> bytes | None:
+    for address in config.webhooks:
+        if not re.match(r"https?://[^/]", address):
+            raise ConfigError(f"webhooks takes http and https addresses, not {address!r}")
+    if not config.webhooks:
+        return None
+    if config.webhook_secret_file is None:
+        raise ConfigError("webhooks needs webhook_secret_file, a file with the secret that signs them")
+    try:
+        return parse_secret(Path(config.webhook_secret_file).expanduser().read_text())
+    except OSError as exc:
+        raise ConfigError(f"webhook_secret_file {config.webhook_secret_file} cannot be read: {exc.strerror}") from exc
 
 
 def _constant(value: Any) -> Any:

@@ -280,6 +280,8 @@ def test_zarr_python_reads_the_same_values_dims_and_attributes(cases):
                     assert (array.shape, array.metadata.dimension_names or ()) == (new.shape, new.dims)
                     assert dict(array.attrs) == new.attrs
                     found = np.asarray(array[...])
+                    if not new.shape and values.dtype.kind in "US":
+                        found = found.astype(values.dtype)  # a scalar of text comes without its trailing nulls
                     if values.dtype.kind in "OT":
                         assert found.astype(object).tolist() == values.astype(object).tolist()
                     else:

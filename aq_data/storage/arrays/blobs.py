@@ -79,7 +79,8 @@ class BlobStore(ABC):
     async def copy_many(self, pairs: Sequence[tuple[str, str]]) -> None:
         """Let the bytes of each (source, target) stand under the target too, without moving them through this process.
 
-        What stands under a target already stays. Durable as `put_many` is. NotFoundError when a source is absent.
+        What stands under a target already stays. Durable as `put_many` is. NotFoundError when a source is absent and its
+        target is, too.
         """
 
     @abstractmethod
@@ -97,6 +98,10 @@ class BlobStore(ABC):
     @abstractmethod
     async def remove(self, prefix: str) -> None:
         """Delete every blob under `prefix`; a no-op when there is none."""
+
+    @abstractmethod
+    async def remove_many(self, keys: Sequence[str]) -> None:
+        """Delete single blobs; those that are not there are passed over."""
 
     @abstractmethod
     def location(self, key: str) -> str:

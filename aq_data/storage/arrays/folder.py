@@ -220,7 +220,7 @@ class FolderBlobs(BlobStore):
                 try:
                     _remove_tree(path)
                 except NotADirectoryError:
-                    os.unlink(path)
+                    Path(path).unlink(missing_ok=True)
                 except FileNotFoundError:
                     return
                 _sync_directory(os.path.dirname(path))
@@ -233,6 +233,25 @@ class FolderBlobs(BlobStore):
                     _sync_directory(os.path.dirname(parent))
 
         await self._workers.run(delete)
+
+    async def remove_many(self, keys: Sequence[str]) -> None:
+        def unlink(i: int) -> None:
+            with _border(keys[i]):
+                Path(self._path(keys[i])).unlink(missing_ok=True)
+
+        await self._workers.each(len(keys), unlink)
+
+        def settle() -> None:
+            for folder in {os.path.dirname(self._path(key)) for key in keys}:
+                with _border(folder):
+                    try:
+                        Path(folder).rmdir()
+                    except FileNotFoundError:
+                        continue
+                    except OSError:  # others lie there
+                        _sync_directory(folder)
+
+        await self._workers.run(settle)
 
     def location(self, key: str) -> str:
         return self._path(key)
@@ -251,6 +270,8 @@ def _link(source: str, target: str) -> None:
     except FileExistsError:
         return
     except FileNotFoundError:
+        if os.path.exists(target):
+            return
         if not os.path.exists(source):
             raise
         os.makedirs(os.path.dirname(target), exist_ok=True)

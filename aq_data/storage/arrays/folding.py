@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import numpy as np
 
 from aq_data.errors import CorruptionError, NotFoundError
 from aq_data.models.arrays import ArrayInfo, fill_of, parse_dtype
+from aq_data.models.datafile import DataFileId
 from aq_data.models.sweep import Plan, Region, State, chunks_of, grown_arrays
 from aq_data.storage.arrays.blobs import BlobStore
 from aq_data.storage.arrays.chunking import chunk_grid
@@ -41,11 +43,15 @@ __all__ = ["Folder"]
 
 GROUP_BYTES = 64 << 20
 """Chunks that are in memory at once while they are made anew."""
-SEGMENT_BLOCKS = 1 << 16
-"""Headers of about so many blocks share an object of events."""
+SEGMENT_BYTES = 2 << 20
+"""Headers of blocks share an object of events up to about so many bytes; the last one is written anew by each fold."""
 RETIRED_SECONDS = 30.0
 """Replaced objects stay so long: a reader that holds an older manifest finishes its answer."""
-KEPT_MANIFESTS = 32
+KEPT_BYTES = 64 << 20
+"""Maps kept decoded, the newest of each sweep."""
+
+COPIED = 1000
+"""Objects copied at a time."""
 
 Chunk = tuple[int, tuple[int, ...]]
 """Number of the array in the plan, index of the chunk."""
@@ -70,27 +76,30 @@ class Folder:
 
     def __init__(self, blobs: BlobStore) -> None:
         self._blobs = blobs
-        self._manifests: OrderedDict[str, Manifest] = OrderedDict()
+        self._manifests: OrderedDict[DataFileId, tuple[str, Manifest]] = OrderedDict()
 
     async def manifest(self, plan: Plan, state: State) -> Manifest:
         """The manifest that a state names. NotFoundError when it was replaced and removed meanwhile. Not to be changed."""
         if not state.manifest:
             return Manifest()
         key = f"{open_prefix(plan.id, plan.attempt)}/{state.manifest}/manifest"
-        known = self._manifests.get(key)
-        if known is None:
-            known = Manifest.decode(await self._blobs.get(key), key)
-            self._keep(key, known)
-        return known
+        known = self._manifests.get(plan.id)
+        if known is not None and known[0] == key:
+            return known[1]
+        data = await self._blobs.get(key)
+        manifest = await asyncio.to_thread(Manifest.decode, data, key)
+        self._keep(plan.id, key, manifest)
+        return manifest
 
-    def _keep(self, key: str, manifest: Manifest) -> None:
-        self._manifests[key] = manifest
-        if len(self._manifests) > KEPT_MANIFESTS:
+    def _keep(self, id: DataFileId, key: str, manifest: Manifest) -> None:
+        self._manifests[id] = (key, manifest)
+        self._manifests.move_to_end(id)
+        while self._manifests and sum(kept.nbytes for _, kept in self._manifests.values()) > KEPT_BYTES:
             self._manifests.popitem(last=False)
 
     # --- fold ------------------------------------------------------------------------------------------------------
 
-    async def fold(self, plan: Plan, state: State, rows: tuple[Row, ...], now: float) -> tuple[str, list[str]]:
+    async def fold(self, plan: Plan, state: State, rows: tuple[Row, ...]) -> tuple[str, list[str]]:
         """Write the chunks that `rows`, the oldest blocks beyond what is folded, touch, and a manifest that names them.
 
         The name of the new manifest, durable with all its objects, and the keys that may be removed once it is in force.
@@ -111,17 +120,18 @@ class Folder:
                 if cell.old_key:
                     retired += [cell.old_key] + [f"{cell.old_key}.w"] * (cell.old_coverage == PART)
                 arrays[plan.arrays[number].name].put(index, cut, state.token, cell.coverage)
+        now = time.time()
         segments = await self._events(prefix, generation, before.segments, rows)
         retired += [s.key for s in before.segments if s not in segments]
         if state.manifest:
             retired.append(f"{prefix}/{state.manifest}/manifest")
         gone = [key for at, keys in before.retired if at + RETIRED_SECONDS <= now for key in keys]
         waiting = tuple(entry for entry in before.retired if entry[0] + RETIRED_SECONDS > now)
-        after = Manifest(arrays, segments, (*waiting, (now, tuple(retired))))
+        after = Manifest(arrays, segments, (*waiting, (now, tuple(retired))), state.extents, state.touched)
         key = f"{prefix}/{generation}/manifest"
         await self._blobs.put_many([(key, after.encode)])
         await self._blobs.settle(f"{prefix}/{generation}")
-        self._keep(key, after)
+        self._keep(plan.id, key, after)
         return generation, gone
 
     async def _make(
@@ -183,11 +193,12 @@ class Folder:
         key = f"{prefix}/{generation}/events"
         lines = b"".join(msgspec.json.encode(row.placed) + b"\n" for row in rows)
         kept, first = segments, rows[0].placed.seq
-        if segments and segments[-1].last - segments[-1].first < SEGMENT_BLOCKS:
+        if segments and segments[-1].size < SEGMENT_BYTES:
             kept, first = segments[:-1], segments[-1].first
-            lines = unpack(await self._blobs.get(segments[-1].key), segments[-1].key) + lines
+            data = await self._blobs.get(segments[-1].key)
+            lines = await asyncio.to_thread(unpack, data, segments[-1].key) + lines
         await self._blobs.put_many([(key, lambda: pack(lines))])
-        return (*kept, Segment(first, rows[-1].placed.seq, key))
+        return (*kept, Segment(first, rows[-1].placed.seq, key, len(lines)))
 
     async def events(self, segment: Segment) -> list[bytes]:
         """The JSON headers of a segment's blocks, in order."""
@@ -212,14 +223,9 @@ class Folder:
             grid = chunk_grid(array.shape, array.chunks)
             cells = view.manifest.arrays.get(array.name, Cells.empty((0,) * len(grid))).resized(grid)
             coverage = await self._final_coverage(plan, number, array, cells)
-            pairs = []
-            for index in map(tuple, np.argwhere(coverage != NOTHING).tolist()):
-                key = cell_key(plan.id, plan.attempt, cells.at(index)[0], number, index)
-                pairs.append((key, f"{group}/{chunk_key(array.name, index)}"))
-                if coverage[index] == PART:
-                    below = "/".join(map(str, ("c", *index)))
-                    pairs.append((f"{key}.w", f"{written_prefix(plan.id, plan.attempt, array.name)}/{below}"))
-            await self._blobs.copy_many(pairs)
+            pairs = await asyncio.to_thread(_final_keys, plan, number, cells, coverage)
+            for start in range(0, len(pairs), COPIED):
+                await self._blobs.copy_many(pairs[start : start + COPIED])
             final = msgspec.structs.replace(array, is_partial=bool((coverage != FULL).any()))
             if final.is_partial:
                 key = f"{written_prefix(plan.id, plan.attempt, array.name)}/grid"
@@ -236,7 +242,7 @@ class Folder:
         """Where the events of a sweep that has ended lie, in order."""
         prefix = events_prefix(plan.id, plan.attempt)
         found = [name.partition("-") for name in await self._blobs.children(prefix)]
-        return sorted(Segment(int(first), int(last), f"{prefix}/{first}-{last}") for first, _, last in found)
+        return sorted(Segment(int(first), int(last), f"{prefix}/{first}-{last}", 0) for first, _, last in found)
 
     async def _final_coverage(self, plan: Plan, number: int, array: ArrayInfo, cells: Cells) -> np.ndarray[Any, Any]:
         """Coverage within the final extents: a chunk that reaches beyond them may be full though its map has gaps."""
@@ -256,6 +262,18 @@ class Folder:
         keys = [f"{cell_key(plan.id, plan.attempt, cells.at(index)[0], number, index)}.w" for index in border]
         await self._blobs.get_many(keys, take)
         return coverage
+
+
+def _final_keys(plan: Plan, number: int, cells: Cells, coverage: np.ndarray[Any, Any]) -> list[tuple[str, str]]:
+    """Where the chunks and written maps of an array lie, and where they are to stand."""
+    name, pairs = plan.arrays[number].name, []
+    group, written = group_prefix(plan.id, plan.attempt), written_prefix(plan.id, plan.attempt, name)
+    for index in map(tuple, np.argwhere(coverage != NOTHING).tolist()):
+        key = cell_key(plan.id, plan.attempt, cells.at(index)[0], number, index)
+        pairs.append((key, f"{group}/{chunk_key(name, index)}"))
+        if coverage[index] == PART:
+            pairs.append((f"{key}.w", "/".join(map(str, (written, "c", *index)))))
+    return pairs
 
 
 def _inside(index: tuple[int, ...], chunks: tuple[int, ...], shape: tuple[int | None, ...]) -> tuple[slice, ...]:

@@ -3,6 +3,7 @@
 A fold writes its chunks under keys that nobody used before, then a manifest that names them; the metadata store switches to
 it in one step. So an object never changes, and whoever holds a manifest reads one moment of the sweep.
 
+    <id>/<attempt>/sweep.json                     a copy of the plan
     <id>/<attempt>/open/<cut>-<token>/manifest    this map
                                       0.3.1       chunk (3, 1) of the plan's array 0, as it will stand in `arrays.zarr`
                                       0.3.1.w     its written map, where only part of it was measured
@@ -35,6 +36,7 @@ __all__ = [
     "decode_mask",
     "events_prefix",
     "open_prefix",
+    "plan_key",
     "written_prefix",
 ]
 
@@ -59,17 +61,23 @@ def written_prefix(id: str, attempt: str, name: str) -> str:
     return f"{id}/{attempt}/written/{name}"
 
 
+def plan_key(id: str, attempt: str) -> str:
+    """Where a copy of a sweep's plan lies."""
+    return f"{id}/{attempt}/sweep.json"
+
+
 def events_prefix(id: str, attempt: str) -> str:
     """Where the headers of all blocks lie after the end, as `<first>-<last>`."""
     return f"{id}/{attempt}/events"
 
 
 class Segment(msgspec.Struct, frozen=True, array_like=True, order=True):
-    """An object with the headers of the blocks `first` to `last`."""
+    """An object with the headers of the blocks `first` to `last`, of `size` bytes before compression."""
 
     first: int
     last: int
     key: str
+    size: int
 
 
 class _Packed(msgspec.Struct, frozen=True, array_like=True):
@@ -83,6 +91,8 @@ class _Encoded(msgspec.Struct, frozen=True, array_like=True):
     arrays: dict[str, _Packed]
     segments: tuple[Segment, ...]
     retired: tuple[tuple[float, tuple[str, ...]], ...]
+    extents: dict[str, int]
+    touched: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -118,11 +128,23 @@ class Cells:
 
 @dataclass(slots=True)
 class Manifest:
-    """The cells of each array by its name, where older events lie, and objects to be removed once no reader needs them."""
+    """The cells of each array by its name, where older events lie, and objects to be removed once no reader needs them.
+
+    `extents` and `touched` are those of the state at the fold: with them a lost database can be rebuilt.
+    """
 
     arrays: dict[str, Cells] = field(default_factory=dict)
     segments: tuple[Segment, ...] = ()
     retired: tuple[tuple[float, tuple[str, ...]], ...] = ()
+    extents: dict[str, int] = field(default_factory=dict)
+    touched: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """About how much memory it takes."""
+        return sum(13 * cells.coverage.size for cells in self.arrays.values()) + 200 * (
+            len(self.segments) + sum(len(keys) for _, keys in self.retired)
+        )
 
     def encode(self) -> bytes:
         """The object's bytes, with a checksum."""
@@ -132,12 +154,15 @@ class Manifest:
             )
             for name, cells in self.arrays.items()
         }
-        return pack(msgspec.msgpack.encode(_Encoded(arrays, self.segments, self.retired)))
+        return pack(msgspec.msgpack.encode(_Encoded(arrays, self.segments, self.retired, self.extents, self.touched)))
 
     @classmethod
     def decode(cls, data: bytes, key: str) -> Manifest:
         """CorruptionError naming `key` when the bytes are not what was stored."""
-        encoded = msgspec.msgpack.decode(unpack(data, key), type=_Encoded)
+        try:
+            encoded = msgspec.msgpack.decode(unpack(data, key), type=_Encoded)
+        except msgspec.DecodeError as exc:
+            raise CorruptionError(f"the manifest {key!r} cannot be read: {exc}") from exc
         arrays = {
             name: Cells(
                 *(
@@ -147,7 +172,7 @@ class Manifest:
             )
             for name, packed in encoded.arrays.items()
         }
-        return cls(arrays, encoded.segments, encoded.retired)
+        return cls(arrays, encoded.segments, encoded.retired, encoded.extents, encoded.touched)
 
 
 def decode_mask(data: bytes, chunks: tuple[int, ...], key: str) -> np.ndarray[Any, Any]:

@@ -66,8 +66,12 @@ class MemoryBlobs(BlobStore):
                 yield entry
 
     async def remove(self, prefix: str) -> None:
-        async for entry in self.walk(prefix):
-            del self._blobs[entry.key], self._data[entry.key]
+        await self.remove_many([entry.key async for entry in self.walk(prefix)])
+
+    async def remove_many(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self._blobs.pop(key, None)
+            self._data.pop(key, None)
 
     def location(self, key: str) -> str:  # noqa: ARG002  (no other program can come here)
         return ""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from aq_data.errors import CorruptionError, NotFoundError
+from aq_data.errors import CorruptionError
 from aq_data.models.arrays import ArrayInfo, is_text, parse_dtype
 from aq_data.models.sweep import Placed, Plan
 from aq_data.storage.arrays.blobs import BlobStore
@@ -18,13 +18,14 @@ from aq_data.storage.metadata.sweeplog import Row
 __all__ = ["Payloads", "decode_text"]
 
 Box = tuple[slice, ...]
+Index = tuple[Any, ...]
 
 SLAB_BYTES = 32 << 20
 """At most about so much of a large block is in memory at once."""
 
 
 def decode_text(data: bytes, array: ArrayInfo, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """Text of variable length as it came; ValueError when it is not as many texts as the shape has."""
+    """Text of variable length as it came; ValueError or RuntimeError when it is not as many texts as the shape has."""
     values = text_from_wire(data, math.prod(shape)).reshape(shape)
     return values.astype(parse_dtype(array.dtype, array.name))
 
@@ -44,20 +45,19 @@ class Payloads:
         """All values of region `k` of a row that holds them itself; read-only."""
         region, dtype, at = row.placed.variables[k], parse_dtype(array.dtype, array.name), _offset(row.placed, k)
         if is_text(dtype):
-            return decode_text(row.payload[at : at + region.nbytes], array, region.shape)
+            return self._text(row.payload[at : at + region.nbytes], row, array, region.shape)
         return np.frombuffer(row.payload, dtype, math.prod(region.shape), at).reshape(region.shape)
 
     async def box(self, row: Row, k: int, array: ArrayInfo, box: Box) -> np.ndarray[Any, Any]:
         """The values in `box` (slices of step 1 inside region `k`), read-only."""
+        inside: Index = (*box, ...)  # an array also where there is no axis
         if not row.ref:
-            return self.inline(row, k, array)[box]
+            return self.inline(row, k, array)[inside]
         region, dtype = row.placed.variables[k], parse_dtype(array.dtype, array.name)
         if is_text(dtype):
             data = await self._read(row, _offset(row.placed, k), region.nbytes)
-            return decode_text(data, array, region.shape)[box]
-        axis = next((i for i, n in enumerate(region.shape) if n > 1), None)
-        if axis is None:
-            axis = 0
+            return self._text(data, row, array, region.shape)[inside]
+        axis = next((i for i, n in enumerate(region.shape) if n > 1), 0)
         if not region.shape:
             return np.frombuffer(await self._read(row, _offset(row.placed, k), region.nbytes), dtype).reshape(())
         first, last = box[axis].start, box[axis].stop
@@ -77,17 +77,15 @@ class Payloads:
             self._slab = (name, np.frombuffer(data, dtype).reshape(shape))
         return self._slab[1][(*box[:axis], slice(None), *box[axis + 1 :])]
 
+    def _text(self, data: bytes, row: Row, array: ArrayInfo, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        try:
+            return decode_text(data, array, shape)
+        except (ValueError, RuntimeError) as exc:
+            raise CorruptionError(f"block {row.placed.seq} of sweep {self._plan.id} holds no text: {exc}") from exc
+
     async def _read(self, row: Row, start: int, length: int) -> bytes:
         key = block_key(self._plan.id, self._plan.attempt, row.ref)
         data = await self._blobs.get(key, start, start + length)
         if len(data) != length:
             raise CorruptionError(f"block {row.placed.seq} of sweep {self._plan.id} has lost values: {key!r} is too short")
         return data
-
-    async def check(self, row: Row) -> None:
-        """CorruptionError when the blob of a large block is not there."""
-        if row.ref:
-            try:
-                await self._blobs.size(block_key(self._plan.id, self._plan.attempt, row.ref))
-            except NotFoundError as exc:
-                raise CorruptionError(f"block {row.placed.seq} of sweep {self._plan.id} has lost its values") from exc

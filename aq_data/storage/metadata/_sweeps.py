@@ -193,12 +193,13 @@ class SqliteSweeps(SweepLog):
         self, id: DataFileId, token: int, record: Record, expected_revision: int
     ) -> Literal["ended", "stale", "fenced"]:
         def step(
-            connection: sqlite3.Connection, _: int, __: Plan, state: State
+            connection: sqlite3.Connection, number: int, _: Plan, state: State
         ) -> tuple[State, Literal["ended", "stale", "fenced"]]:
             if state.token != token or state.seal is None or state.folded != state.head or state.ended_revision:
                 return state, "fenced"
             if not self._database.replace_record(connection, record, expected_revision):
                 return state, "stale"
+            connection.execute(DROP_BLOCKS, (number, state.folded))  # what a crash after the last fold left
             return replace(state, ended_revision=record.document.revision, leased_until=0.0), "ended"
 
         return await self._step(id, step)

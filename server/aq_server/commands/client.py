@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 import zipfile
@@ -13,10 +14,12 @@ import msgspec
 import numpy as np
 
 import aq_data
-from aq_data.errors import AqDataError, ValidationError
+from aq_data.client.spool import Spool, SpoolInfo, found_spools, spool_root
+from aq_data.connecting import open_client
+from aq_data.errors import AqDataError, NotFoundError, ValidationError
 from aq_data.models.values import from_tagged, to_tagged
 
-__all__ = ["run_export", "run_get", "run_import", "run_ls", "run_save", "run_search", "run_show"]
+__all__ = ["run_export", "run_get", "run_import", "run_ls", "run_save", "run_search", "run_show", "run_spool"]
 
 _XARRAY = {".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".zarr"}
 
@@ -188,6 +191,56 @@ def run_get(options: argparse.Namespace) -> int:
         else:
             print(np.array2string(np.asarray(values), threshold=1000))
     return 0
+
+
+def run_spool(options: argparse.Namespace) -> int:
+    """`ls`, `push`, `drop`: what sweeps of this computer wrote and no server has yet."""
+    infos = found_spools(spool_root())
+    if options.action == "ls":
+        for info in infos:
+            if options.json:
+                _print(msgspec.to_builtins(info))
+            else:
+                state = "being written" if info.live else "left behind"
+                print(f"{info.sweep}.{info.writer}  {info.blocks} blocks, {info.bytes} bytes, {state}, for {info.target}")
+        if not infos and not options.json:
+            print(f"nothing waits in {spool_root()}")
+        return 0
+    chosen = [info for info in infos if not info.live and (not options.sweep or info.sweep == options.sweep)]
+    if options.sweep and not chosen:
+        raise NotFoundError(f"no spool of sweep {options.sweep!r} was left behind in {spool_root()}")
+    return _drop(chosen) if options.action == "drop" else _push(chosen, options.json)
+
+
+def _drop(infos: list[SpoolInfo]) -> int:
+    for info in infos:
+        spool = Spool.open(Path(info.path))
+        if spool is not None:
+            spool.remove()
+            print(f"dropped {info.blocks} blocks of sweep {info.sweep}")
+    return 0
+
+
+def _push(infos: list[SpoolInfo], as_json: bool) -> int:
+    """Every target is tried; 1 when something is still there."""
+    failed = 0
+    for target in dict.fromkeys(info.target for info in infos):
+        try:
+            with open_client(target, os.environ.get("AQ_DATA_TOKEN")) as client:
+                outcomes = client.deliver()
+        except AqDataError as exc:
+            failed += 1
+            print(f"aq-data: {target}: {exc}", file=sys.stderr)
+            continue
+        for outcome in outcomes:
+            if outcome.error is not None:
+                failed += 1
+                print(f"aq-data: sweep {outcome.sweep}: {outcome.error}; it is still in {outcome.path}", file=sys.stderr)
+            elif as_json:
+                _print({"sweep": outcome.sweep, "blocks": outcome.blocks})
+            else:
+                print(f"delivered {outcome.blocks} blocks of sweep {outcome.sweep} to {target}")
+    return 1 if failed else 0
 
 
 def run_export(options: argparse.Namespace) -> int:

@@ -103,7 +103,7 @@ def run_verify(options: argparse.Namespace) -> int:
 def run_reindex(options: argparse.Namespace) -> int:
     async def work(stores: Stores) -> int:
         outcomes: Counter[str] = Counter()
-        async for entry in stores.maintenance.reindex():
+        async for entry in stores.reindexing.run():
             outcomes[entry.outcome] += 1
             if options.json or entry.outcome != "known":
                 _print(entry, options.json, f"{entry.outcome}  {entry.id}  {entry.detail}")

@@ -23,6 +23,7 @@ from aq_server.routes.datafiles import byte_range
 from aq_server.routes.formats import arrow_stream, as_csv, as_json, npy_header
 from aq_server.routes.openapi import BINARY, header, operation, refusals
 from aq_server.service.datafiles import DataFiles
+from aq_server.service.previewing import previewed
 from aq_server.service.reading import Reading, Slice
 
 __all__ = ["ArrayRoutes", "ZarrRoutes"]
@@ -82,6 +83,7 @@ class ArrayRoutes(Controller):
         if media in (RAW, NPY):
             return await _raw(part, media, headers, request.scope["state"].get("is_head", False))
         values = await _bounded(part, media)
+        headers["ETag"] = f'"{part.tag}.{media.rsplit("/", 1)[-1][:12]}"'
         if media == JSON:
             content = await asyncio.to_thread(as_json, values)
         elif media == CSV:
@@ -116,6 +118,43 @@ class ArrayRoutes(Controller):
             "Cache-Control": "no-store",
         }
         return Response(values.tobytes(), media_type=RAW, headers=headers)
+
+    @get(
+        "/{name:str}/preview",
+        operation_id="previewArray",
+        summary="A slice reduced to the pixels of a plot",
+        description="`sel` must leave one or two axes. At most `pixels` bins per axis: the minimum and maximum of each bin "
+        "(`minmax`, for one axis the default), or the `mean` (for two), `min` or `max`. Complex values by `part`: `abs`, "
+        "`angle`, `real` or `imag`. NaN and what was not measured count as nothing. float64, C order; `Preview-Step` has "
+        "the elements per bin along each axis.",
+        responses=refusals(400, 404),
+        operation_class=operation(
+            success={200: ("The reduced values.", {RAW: BINARY}), 304: ("Unchanged.", {})},
+            headers=(header("If-None-Match", "An ETag got earlier."),),
+        ),
+    )
+    async def preview(
+        self,
+        request: Request[Any, Any, Any],
+        reading: NamedDependency[Reading],
+        datafile_id: FromPath[str],
+        name: FromPath[str],
+        sel: FromQuery[str] = "",
+        pixels: FromQuery[int] = 1000,
+        how: FromQuery[str] = "",
+        part: FromQuery[str] = "abs",
+    ) -> Response[bytes]:
+        preview = await previewed(reading, datafile_id, name, sel, how, part, pixels)
+        headers = {
+            "ETag": f'"{preview.tag}"',
+            "Cache-Control": "private, no-cache",
+            "Array-Dtype": "<f8",
+            "Array-Shape": ",".join(map(str, preview.values.shape)),
+            "Preview-Step": ",".join(map(str, preview.steps)),
+        }
+        if matches_etag(request, headers["ETag"]):
+            return Response(b"", status_code=304, headers=headers)
+        return Response(preview.values.tobytes(), media_type=RAW, headers=headers)
 
     @put(
         "/{name:str}",
@@ -158,7 +197,9 @@ async def _raw(part: Slice, media: str, headers: dict[str, str], without_body: b
     head = npy_header(dtype, part.selection.shape) if media == NPY else b""
     length = len(head) + int(np.prod(part.selection.full_shape, dtype=object)) * dtype.itemsize
     if length <= WHOLE_BYTES:
-        return Response(head + (await part.read()).tobytes(), media_type=media, headers=headers)
+        content = head + (await part.read()).tobytes()
+        headers["ETag"] = f'"{part.tag}.{media.rsplit("/", 1)[-1][:12]}"'  # a sweep may have been read a little later
+        return Response(content, media_type=media, headers=headers)
     if without_body:
         return Response(b"", media_type=media, headers={**headers, "Content-Length": str(length)})
 

@@ -14,7 +14,7 @@ from litestar.openapi.spec.enums import OpenAPIType
 from litestar.params import FromPath
 from litestar.response import Stream
 
-from aq_data.errors import TooLargeError, UnsupportedMediaError, ValidationError
+from aq_data.errors import TooLargeError, UnavailableError, UnsupportedMediaError, ValidationError
 from aq_data.models.datafile import DataFile
 from aq_data.models.sweep import Ending, NewSweep
 from aq_data.wire.blocks import BlockReader
@@ -224,9 +224,12 @@ class EventRoutes(Controller):
         self, request: Request[Any, Any, Any], following: NamedDependency[Following], datafile_id: FromPath[str]
     ) -> Response[bytes] | Stream:
         events = following.follow(datafile_id, request.headers.get("last-event-id", ""))
-        first = await anext(events)  # what is wrong with the request is told before the stream begins
+        first = await anext(events, None)  # what is wrong with the request is told before the stream begins
+        if first is None:
+            raise UnavailableError("the server is stopping")
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         if request.scope["state"].get("is_head"):
+            await events.aclose()
             return Response(b"", media_type=EVENT_STREAM, headers=headers)
         return Stream(_lines(first, events), media_type=EVENT_STREAM, headers=headers)
 

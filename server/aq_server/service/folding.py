@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from aq_data.errors import AqDataError, NotFoundError, UnavailableError
+from aq_data.errors import AqDataError, CorruptionError, NotFoundError, UnavailableError
 from aq_data.models.datafile import DataFile, SweepInfo, next_state
 from aq_data.models.sweep import Plan, State
 from aq_data.models.values import format_instant
@@ -25,6 +25,7 @@ from aq_data.storage.arrays.manifest import open_prefix
 from aq_data.storage.arrays.store import ArrayStore
 from aq_data.storage.metadata.store import MetadataStore
 from aq_server.service.datafiles import write_newest_copy
+from aq_server.service.notices import Notices
 from aq_server.service.saving import now
 from aq_server.service.signals import Signals
 
@@ -52,12 +53,16 @@ AT_ONCE = 2
 class Folding:
     """One instance per process; `run` is its task."""
 
-    def __init__(self, metadata: MetadataStore, arrays: ArrayStore, folder: Folder, signals: Signals) -> None:
+    def __init__(
+        self, metadata: MetadataStore, arrays: ArrayStore, folder: Folder, signals: Signals, notices: Notices
+    ) -> None:
         self._metadata, self._arrays, self._folder, self._signals = metadata, arrays, folder, signals
+        self._notices = notices
         self._wake = asyncio.Event()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._leftovers: list[tuple[float, str]] = []
         self._limit = asyncio.Semaphore(AT_ONCE)
+        self._running: dict[str, asyncio.Task[None]] = {}
 
     # --- when ------------------------------------------------------------------------------------------------------
 
@@ -88,8 +93,12 @@ class Folding:
             except AqDataError as exc:
                 log.warning("sweeps cannot be looked at", extra={"fields": {"error": str(exc)}})
                 continue
-            due = [plan for plan, state in pending if not state.ended_revision and _is_due(state)]
-            await asyncio.gather(*(self._advance_quietly(plan) for plan in due))
+            for plan, state in pending:
+                if state.ended_revision:
+                    self._notices.begin(plan, state)
+                elif plan.id not in self._running and _is_due(state):
+                    # Not waited for: a slow one must not hold up the others.
+                    self._running[plan.id] = asyncio.create_task(self._advance_quietly(plan))
 
     async def _advance_quietly(self, plan: Plan) -> None:
         async with self._limit:
@@ -101,6 +110,8 @@ class Folding:
                 log.warning("a sweep cannot be folded now", extra={"fields": {"id": plan.id, "error": str(exc)}})
             except Exception:
                 log.exception("folding failed", extra={"fields": {"id": plan.id}})
+            finally:
+                del self._running[plan.id]
 
     async def finish(self, plan: Plan) -> DataFile:
         """Return when a sealed sweep has ended, here or elsewhere."""
@@ -110,12 +121,16 @@ class Folding:
             if record is None or record.document.state != "open":
                 break
             await asyncio.sleep(0.05)  # another process holds the lease
-        if record is None:
-            raise NotFoundError(f"there is no DataFile {plan.id}")
+        if record is None or record.document.state == "deleted":
+            raise NotFoundError(f"DataFile {plan.id} was deleted", code="deleted")
         return record.document
 
     async def close(self) -> None:
         """Remove what was left for readers; there are none any more."""
+        for task in list(self._running.values()):
+            task.cancel()
+        await asyncio.gather(*self._running.values(), return_exceptions=True)
+        await self._notices.close()
         with suppress(AqDataError):
             await self._remove_leftovers(float("inf"))
 
@@ -130,12 +145,19 @@ class Folding:
     async def _advance(self, plan: Plan) -> None:
         """Fold everything there is; end the sweep if it is sealed. Nothing when another process holds the lease."""
         lock = self._locks.setdefault(plan.id, asyncio.Lock())
-        async with lock, self._leased(plan.id) as state:
-            # Not down to the last block while it grows: that would fold each as it comes.
-            while state is not None and state.folded < state.head and _is_due(state):
-                state = await self._fold(plan, state)
-            if state is not None and state.seal is not None and not state.ended_revision:
-                await self._end(plan, state)
+        async with lock, self._leased(plan.id) as leased:
+            state = leased
+            try:
+                # Not down to the last block while it grows: that would fold each as it comes.
+                while state is not None and state.folded < state.head and _is_due(state):
+                    state = await self._fold(plan, state)
+                if state is not None and state.seal is not None and not state.ended_revision:
+                    await self._end(plan, state)
+            except (NotFoundError, CorruptionError):
+                # What we read may have been replaced by whoever took the lease while this process slept.
+                now_ = (await self._metadata.sweeps.get(plan.id))[1]
+                if leased is None or (now_.token == leased.token and not now_.ended_revision):
+                    raise
 
     @asynccontextmanager
     async def _leased(self, id: str) -> AsyncIterator[State | None]:
@@ -166,20 +188,20 @@ class Folding:
         """Move the oldest blocks into chunks; the state after it, None when the lease was lost."""
         sweeps = self._metadata.sweeps
         tail = await sweeps.tail(plan.id, 0, BATCH_BYTES)
-        if not tail.rows:
-            return tail.state
         if tail.state.token != leased.token:
             return None
-        instant = time.time()
-        generation, gone = await self._folder.fold(plan, tail.state, tail.rows, instant)
+        if not tail.rows:
+            return tail.state
+        generation, gone = await self._folder.fold(plan, tail.state, tail.rows)
         cut = tail.rows[-1].placed.seq
-        if not await sweeps.record_fold(plan.id, leased.token, cut, generation, instant):
+        if not await sweeps.record_fold(plan.id, leased.token, cut, generation, time.time()):
             await self._folder.discard(plan, generation)
             return None
         await sweeps.drop(plan.id, cut)
-        for key in gone:
-            await self._arrays.blobs.remove(key)
-        return (await sweeps.get(plan.id))[1]
+        await self._arrays.blobs.remove_many(gone)
+        # This process may have slept: a state with another's token is not ours to go on with.
+        after = (await sweeps.get(plan.id))[1]
+        return after if after.token == leased.token else None
 
     async def _end(self, plan: Plan, state: State) -> None:
         """Publish the plain group and turn the sweep into a finished DataFile."""
@@ -210,11 +232,16 @@ class Folding:
             await self._arrays.blobs.settle(f"{plan.id}/{plan.attempt}")
             outcome = await self._metadata.sweeps.end(plan.id, state.token, record, before.revision)
         if outcome == "fenced":
+            # The copy just written may lie over that of another's end, or of a change after it.
+            current = await self._metadata.get(plan.id)
+            if current is not None and current.document.state not in ("open", "deleted"):
+                await write_newest_copy(self._metadata, self._arrays, current)
             return
         await write_newest_copy(self._metadata, self._arrays, record)
         self._leftovers.append((time.time(), open_prefix(plan.id, plan.attempt)))
         self._leftovers.append((time.time(), f"{plan.id}/{plan.attempt}/blocks"))
         self._signals.tell(plan.id)
+        self._wake.set()
 
 
 def _is_long(state: State) -> bool:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 
 import msgspec
 
-from aq_data.errors import NotFoundError, ValidationError
+from aq_data.errors import NotFoundError, UnavailableError, ValidationError
 from aq_data.models.sweep import Plan, State
 from aq_data.storage.arrays.folding import Folder
 from aq_data.storage.arrays.manifest import Segment
@@ -46,7 +46,7 @@ class Following:
         self._metadata, self._folder, self._signals = metadata, folder, signals
         self._segment: tuple[Segment, list[bytes]] | None = None
 
-    async def follow(self, id: str, last: str = "") -> AsyncIterator[list[Event]]:
+    async def follow(self, id: str, last: str = "") -> AsyncGenerator[list[Event], None]:
         """Events after the position `last` (from the beginning when empty) as they happen; an empty list when none came.
 
         Ends when the DataFile is deleted or the server stops. NotFoundError when there is none.
@@ -90,7 +90,7 @@ class Following:
             for seq_, header in await self._blocks(plan, state, seq):
                 seq = seq_
                 events.append(Event(f"{seq}-{revision}", "block", header))
-            if len(events) >= PAGE:
+            if seq < state.head:  # a page ends with its segment: the end of the sweep must not overtake blocks
                 return events, seq, revision, True
             revision = max(revision, 1)
         for number in range(revision + 1, document.revision + 1):
@@ -126,7 +126,7 @@ class Following:
             with suppress(NotFoundError):  # folded again meanwhile: look again
                 return await self._folded_blocks(plan, state, after)
             state = (await self._metadata.sweeps.get(plan.id))[1]
-        return []
+        raise UnavailableError(f"sweep {plan.id} is folded faster than it can be followed; connect again")
 
     async def _folded_blocks(self, plan: Plan, state: State, after: int) -> list[tuple[int, bytes]]:
         if state.ended_revision:

@@ -7,19 +7,20 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from aq_data.errors import NotFoundError, UnavailableError
+from aq_data.errors import CorruptionError, NotFoundError, UnavailableError
 from aq_data.models.datafile import DataFile, DataFileId, SweepInfo
 from aq_data.models.sweep import Plan, State, grown_arrays
 from aq_data.models.values import parse_instant
 from aq_data.storage.arrays.folding import Folder
 from aq_data.storage.arrays.growing import View
+from aq_data.storage.arrays.manifest import Manifest
 from aq_data.storage.metadata.store import MetadataStore
 from aq_data.storage.metadata.sweeplog import Tail
 
 __all__ = ["Growing"]
 
-KEPT_TAILS = 8
-"""Sweeps whose unfolded blocks stay in memory between two reads: each read then fetches only what is new."""
+KEPT_BYTES = 64 << 20
+"""Unfolded blocks that stay in memory between two reads of a sweep: each read then fetches only what is new."""
 TRIES = 10
 
 
@@ -33,12 +34,17 @@ class Growing:
 
     async def view(self, id: DataFileId) -> View:
         """The sweep as of now: every acknowledged block, whole."""
+        missing = ""
         for _ in range(TRIES):
             tail = await self._tail(id)
             try:
                 return View(tail.plan, tail.state, await self._folder.manifest(tail.plan, tail.state), tail.rows)
-            except NotFoundError:
-                continue  # folded again, or ended, since the state was read
+            except NotFoundError as exc:
+                if tail.state.ended_revision:
+                    return View(tail.plan, tail.state, Manifest(), ())
+                if missing == tail.state.manifest:
+                    raise CorruptionError(f"sweep {id} has lost the map of its chunks: {exc}") from exc
+                missing = tail.state.manifest  # folded again since the state was read?
         raise UnavailableError(f"sweep {id} changes faster than it can be read; try again")
 
     async def _tail(self, id: DataFileId) -> Tail:
@@ -47,15 +53,14 @@ class Growing:
         kept = known.rows if known is not None else ()
         rows = (*(row for row in kept if row.placed.seq > newer.state.folded), *newer.rows)
         tail = Tail(newer.plan, newer.state, rows)
-        if newer.state.ended_revision:
-            self._tails.pop(id, None)
-            return tail
         # Another task may have come back from the store with more meanwhile.
         other = self._tails.get(id)
         if other is None or other.state.head <= tail.state.head:
             self._tails[id] = tail
             self._tails.move_to_end(id)
-        if len(self._tails) > KEPT_TAILS:
+        if newer.state.ended_revision:
+            self._tails.pop(id, None)
+        while self._tails and sum(map(_weight, self._tails.values())) > KEPT_BYTES:
             self._tails.popitem(last=False)
         return tail
 
@@ -85,3 +90,7 @@ class Growing:
         """Whether an open sweep was silent for too long. Its writer may go on all the same."""
         last = parse_instant(state.last_block_at or document.created_at, "last_block_at")
         return state.seal is None and (datetime.now(UTC) - last).total_seconds() > self._stale_after
+
+
+def _weight(tail: Tail) -> int:
+    return tail.state.unfolded_bytes + 1000 * len(tail.rows)

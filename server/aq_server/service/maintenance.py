@@ -1,4 +1,4 @@
-"""Operator's use cases: find and remove orphans, prove that what is recorded is there, rebuild a lost catalogue."""
+"""Operator's use cases: find and remove orphans, prove that what is recorded is there."""
 
 from __future__ import annotations
 
@@ -11,18 +11,25 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from aq_data.errors import AqDataError, CorruptionError, NotFoundError
+from aq_data.errors import CorruptionError, NotFoundError
 from aq_data.models.arrays import ArrayInfo, parse_dtype
-from aq_data.models.datafile import DataFile, check_document, is_id
+from aq_data.models.datafile import is_id
+from aq_data.models.selection import Axis, Selection
 from aq_data.storage.arrays.chunking import chunk_grid
 from aq_data.storage.arrays.format import array_document, chunk_key, decode_chunk
+from aq_data.storage.arrays.manifest import NOTHING, PART
 from aq_data.storage.arrays.store import ArrayStore, group_prefix
 from aq_data.storage.metadata.store import MetadataStore, Record
+from aq_server.service.copies import read_copy
 from aq_server.service.datafiles import TOMBSTONE, write_newest_copy
+from aq_server.service.sweep_maintenance import SweepMaintenance
 
-__all__ = ["Finding", "Maintenance", "Orphan", "Reindexed"]
+__all__ = ["Finding", "Maintenance", "Orphan", "measured_chunks"]
 
 BATCH = 256
+LEFT_OVER = "left by an open sweep"
+READERS_SECONDS = 120.0
+"""A server keeps what it replaced a while for those who read it; until then it is no finding."""
 _ATTEMPT = re.compile(r"[0-9a-f]{16}")
 
 
@@ -47,34 +54,12 @@ class Finding(msgspec.Struct, frozen=True):
     repaired: bool = False
 
 
-class Reindexed(msgspec.Struct, frozen=True):
-    """What `reindex` did with one id: `outcome` is restored, tombstone, known, incomplete or unreadable."""
-
-    id: str
-    outcome: str
-    detail: str
-
-
-class _Copy(msgspec.Struct, frozen=True):
-    id: str
-    revision: int
-    digest: str
-    document: DataFile
-
-
-class _Attributes(msgspec.Struct, frozen=True):
-    aq_data: _Copy
-
-
-class _Group(msgspec.Struct, frozen=True):
-    attributes: _Attributes
-
-
 class Maintenance:
     """Safe beside running servers: nothing is removed that a record names or could still come to name."""
 
     def __init__(self, metadata: MetadataStore, arrays: ArrayStore) -> None:
         self._metadata, self._arrays = metadata, arrays
+        self._sweeps = SweepMaintenance(metadata, arrays)
 
     # --- gc --------------------------------------------------------------------------------------------------------
 
@@ -87,23 +72,32 @@ class Maintenance:
             for attempt in await self._arrays.blobs.children(id):
                 if not _ATTEMPT.fullmatch(attempt) or not is_id(id):
                     continue  # not ours
-                record = await self._metadata.get(id)
-                if record is None or record.attempt != attempt or record.document.state == "deleted":
-                    reason = "deleted" if record is not None and record.attempt == attempt else "never published"
-                    orphan = await self._collect(id, attempt, attempt, reason, older_than, delete)
-                    if orphan is not None:
-                        yield orphan
-                    continue
-                async for leftover in self._unfinished(f"{group_prefix(id, attempt)}", older_than, delete):
-                    yield leftover
-                known = {info.key for info in record.document.files}
-                for key in await self._arrays.blobs.children(f"{id}/{attempt}/files"):
-                    if key not in known:
-                        prefix = f"{attempt}/files/{key}"
-                        bar = key.removesuffix(".part")  # an upload that has not ended
-                        orphan = await self._collect(id, prefix, bar, "never attached", older_than, delete)
-                        if orphan is not None:
-                            yield orphan
+                async for orphan in self._orphans(id, attempt, older_than, delete):
+                    yield orphan
+
+    async def _orphans(self, id: str, attempt: str, older_than: float, delete: bool) -> AsyncIterator[Orphan]:
+        record = await self._metadata.get(id)
+        if record is None or record.attempt != attempt or record.document.state == "deleted":
+            reason = "deleted" if record is not None and record.attempt == attempt else "never published"
+            orphan = await self._collect(id, attempt, attempt, reason, older_than, delete)
+            if orphan is not None:
+                yield orphan
+            if delete and reason == "deleted":
+                await self._metadata.sweeps.forget(id)
+            return
+        if record.document.sweep is not None:
+            async for entry in self._sweeps.orphans(record, older_than, delete):
+                yield Orphan(entry.key, entry.size, max(0.0, time.time() - entry.modified), LEFT_OVER, delete)
+        async for leftover in self._unfinished(f"{group_prefix(id, attempt)}", older_than, delete):
+            yield leftover
+        known = {info.key for info in record.document.files}
+        for key in await self._arrays.blobs.children(f"{id}/{attempt}/files"):
+            if key not in known:
+                prefix = f"{attempt}/files/{key}"
+                bar = key.removesuffix(".part")  # an upload that has not ended
+                orphan = await self._collect(id, prefix, bar, "never attached", older_than, delete)
+                if orphan is not None:
+                    yield orphan
 
     async def _unfinished(self, group: str, older_than: float, delete: bool) -> AsyncIterator[Orphan]:
         """What a process that died while it replaced a metadata copy left beside it; a living one starts over."""
@@ -149,6 +143,8 @@ class Maintenance:
                 async for finding in self._verify_record(record, repair):
                     yield finding
         async for orphan in self.gc(0.0, delete=False):
+            if orphan.reason == LEFT_OVER and orphan.age < READERS_SECONDS:
+                continue
             yield Finding("orphan", orphan.prefix.split("/")[0], f"{orphan.prefix} ({orphan.size} bytes, {orphan.reason})")
 
     async def _verify_record(self, record: Record, repair: bool) -> AsyncIterator[Finding]:
@@ -165,9 +161,17 @@ class Maintenance:
         finding = await self._verify_copy(record, prefix, repair)
         if finding is not None:
             yield finding
-        for array in document.arrays:
-            async for finding in self._verify_array(document.id, prefix, array):
+        if document.state == "open":
+            async for detail in self._sweeps.verify(record):
+                yield Finding("damaged_chunk", document.id, detail)
+        for array in document.arrays if document.state != "open" else ():
+            async for finding in self._verify_array(document.id, record.attempt, array):
                 yield finding
+        async for finding in self._verify_files(record):
+            yield finding
+
+    async def _verify_files(self, record: Record) -> AsyncIterator[Finding]:
+        document, blobs = record.document, self._arrays.blobs
         for info in document.files:
             key = f"{document.id}/{record.attempt}/files/{info.key}"
             try:
@@ -186,7 +190,7 @@ class Maintenance:
     async def _verify_copy(self, record: Record, prefix: str, repair: bool) -> Finding | None:
         document = record.document
         try:
-            copy = _read_copy(await self._arrays.blobs.get(f"{prefix}/zarr.json"))
+            copy = read_copy(await self._arrays.blobs.get(f"{prefix}/zarr.json"))
             newest = await self._metadata.get(document.id)
             document = newest.document if newest is not None else document
             if copy.revision >= document.revision and (copy.document == document or copy.revision > document.revision):
@@ -198,8 +202,8 @@ class Maintenance:
             await write_newest_copy(self._metadata, self._arrays, record)
         return msgspec.structs.replace(finding, repaired=repair)
 
-    async def _verify_array(self, id: str, prefix: str, array: ArrayInfo) -> AsyncIterator[Finding]:
-        blobs = self._arrays.blobs
+    async def _verify_array(self, id: str, attempt: str, array: ArrayInfo) -> AsyncIterator[Finding]:
+        blobs, prefix = self._arrays.blobs, group_prefix(id, attempt)
         try:
             stored = msgspec.json.decode(await blobs.get(f"{prefix}/{array.name}/zarr.json"))
             if stored != msgspec.json.decode(msgspec.json.encode(array_document(array))):
@@ -207,7 +211,12 @@ class Maintenance:
         except (NotFoundError, msgspec.DecodeError):
             yield Finding("missing_array", id, f"zarr.json of array {array.name!r} is missing or unreadable")
         dtype = parse_dtype(array.dtype, array.name)
-        keys = [f"{prefix}/{chunk_key(array.name, index)}" for index in np.ndindex(*chunk_grid(array.shape, array.chunks))]
+        try:
+            indices = await measured_chunks(self._arrays, id, attempt, array)
+        except CorruptionError as exc:
+            yield Finding("damaged_chunk", id, str(exc))
+            return
+        keys = [f"{prefix}/{chunk_key(array.name, index)}" for index in indices]
         for first in range(0, len(keys), BATCH):
             for finding in await self._verify_chunks(id, array, dtype, keys[first : first + BATCH]):
                 yield finding
@@ -232,61 +241,14 @@ class Maintenance:
             return False
         return True
 
-    # --- reindex ---------------------------------------------------------------------------------------------------
 
-    async def reindex(self) -> AsyncIterator[Reindexed]:
-        """Insert a record for every complete DataFile among the blobs that the database does not have.
-
-        What is beside the blobs is all there is: changes newer than a metadata copy, tokens and tombstones of DataFiles
-        whose blobs are gone cannot come back.
-        """
-        for id in await self._arrays.blobs.children(""):
-            if id.startswith("."):
-                continue
-            if await self._metadata.get(id) is not None:
-                yield Reindexed(id, "known", "the database has it")
-                continue
-            names = await self._arrays.blobs.children(id)
-            found = [await self._candidate(id, name) for name in names if not name.startswith(TOMBSTONE)]
-            records = [record for record in found if isinstance(record, Record)]
-            if not records:
-                yield Reindexed(id, "incomplete", "; ".join(str(reason) for reason in found) or "no blobs but a tombstone")
-                continue
-            best = max(records, key=lambda r: (r.document.revision, r.document.created_at))
-            is_dead = any(name.startswith(TOMBSTONE) for name in names)
-            if is_dead:
-                buried = msgspec.structs.replace(best.document, state="deleted", revision=best.document.revision + 1)
-                best = msgspec.structs.replace(best, document=buried)
-            await self._metadata.insert(best)
-            outcome = "tombstone" if is_dead else "restored"
-            yield Reindexed(id, outcome, f"{best.document.name!r}, revision {best.document.revision}")
-
-    async def _candidate(self, id: str, attempt: str) -> Record | str:
-        """The record that an attempt's copy describes, or why it is none: an interrupted save may lack chunks."""
-        prefix = group_prefix(id, attempt)
-        try:
-            copy = _read_copy(await self._arrays.blobs.get(f"{prefix}/zarr.json"))
-        except AqDataError as exc:
-            return f"attempt {attempt}: {exc}"
-        if copy.document.id != id:
-            return f"attempt {attempt}: its copy is of {copy.document.id}"
-        present = {entry.key async for entry in self._arrays.blobs.walk(f"{id}/{attempt}")}
-        wanted = {f"{id}/{attempt}/files/{info.key}" for info in copy.document.files}
-        for array in copy.document.arrays:
-            grid = np.ndindex(*chunk_grid(array.shape, array.chunks))
-            wanted |= {f"{prefix}/{chunk_key(array.name, index)}" for index in grid}
-        if wanted - present:
-            return f"attempt {attempt}: {len(wanted - present)} of {len(wanted)} blobs are missing"
-        try:
-            document = check_document(copy.document)
-        except AqDataError as exc:
-            return f"attempt {attempt}: its copy is not valid: {exc}"
-        document = msgspec.structs.replace(document, path=self._arrays.blobs.location(prefix))
-        return Record(document, attempt, copy.digest)
-
-
-def _read_copy(content: bytes) -> _Copy:
-    try:
-        return msgspec.json.decode(content, type=_Group).attributes.aq_data
-    except msgspec.DecodeError as exc:
-        raise CorruptionError(f"zarr.json holds no readable metadata copy: {exc}") from exc
+async def measured_chunks(arrays: ArrayStore, id: str, attempt: str, array: ArrayInfo) -> list[tuple[int, ...]]:
+    """The chunks that must be there: those of a sweep that measured nothing of them were never stored."""
+    if not array.is_partial:
+        return list(np.ndindex(*chunk_grid(array.shape, array.chunks)))
+    coverage = await arrays.coverage(id, attempt, array)
+    for index in np.argwhere(coverage == PART).tolist():  # the maps are whole too
+        bounds = zip(index, array.chunks, array.shape, strict=True)
+        axes = tuple(Axis(n, i * c, 1, min(c, n - i * c)) for i, c, n in bounds)
+        await arrays.written(id, attempt, array, Selection(axes))
+    return [tuple(index) for index in np.argwhere(coverage != NOTHING).tolist()]

@@ -33,10 +33,11 @@ TRIES = 5
 
 
 class FinishedSource:
-    """An array that never changes."""
+    """An array that never changes. `content` names what was read, among all that the array ever held."""
 
     def __init__(self, arrays: ArrayStore, record: Record, array: ArrayInfo) -> None:
         self._arrays, self._record, self.array = arrays, record, array
+        self.content = record.attempt
 
     async def read(self, selection: Selection) -> np.ndarray[Any, Any]:
         return await self._arrays.read(self._record.document.id, self._record.attempt, self.array, selection)
@@ -49,12 +50,13 @@ class FinishedSource:
 
 
 class GrowingSource:
-    """An array of an open sweep, as of the moment the source was made."""
+    """An array of an open sweep as of the moment the source was made; `content` names it, or a later one it had to take."""
 
     def __init__(self, arrays: ArrayStore, view: View, array: ArrayInfo, again: Callable[[], Awaitable[Source]]) -> None:
         """`again` makes a source of a later moment."""
-        self._growing = GrowingArray(arrays.blobs, view, array)
+        self._growing, self.manifest = GrowingArray(arrays.blobs, view, array), view.state.manifest
         self.array, self._again = array, again
+        self.content = f"{view.plan.attempt}.{view.state.head}"
 
     async def read(self, selection: Selection) -> np.ndarray[Any, Any]:
         return await self._tried(lambda source: source.read(selection), lambda: self._growing.read(selection))
@@ -66,8 +68,13 @@ class GrowingSource:
         """What `at_once` gives, or `later` of a source made anew when objects of this one were removed meanwhile."""
         try:
             return await at_once()
-        except ObjectGoneError:
-            return await later(await self._again())
+        except ObjectGoneError as exc:
+            source = await self._again()
+            if isinstance(source, GrowingSource) and source.manifest == self.manifest:
+                raise CorruptionError(f"array {self.array.name!r} has lost a chunk: {exc}") from exc
+            result = await later(source)
+            self.content = source.content
+            return result
 
     async def stream(self, selection: Selection, limit: int | None = None) -> AsyncIterator[np.ndarray[Any, Any]]:
         try:
@@ -83,13 +90,18 @@ Source = FinishedSource | GrowingSource
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """A selection of one array, not read yet. `tag` changes whenever the values could."""
+    """A selection of one array, not read yet."""
 
     array: ArrayInfo
     selection: Selection
-    tag: str
     source: Source
     _arrays: ArrayStore
+
+    @property
+    def tag(self) -> str:
+        """Names the values: content, name and selection say everything without reading them. Ask again after `read`."""
+        identity = f"{self.source.content}\0{self.array.name}\0{format_selection(self.selection)}".encode()
+        return blake3(identity).hexdigest(length=12)
 
     async def read(self) -> np.ndarray[Any, Any]:
         """All selected values, of `selection.shape`."""
@@ -123,32 +135,24 @@ class Reading:
     def __init__(self, datafiles: DataFiles, growing: Growing) -> None:
         self._datafiles, self._growing, self._arrays = datafiles, growing, datafiles.arrays
 
-    async def source(self, id: str, name: str) -> tuple[Source, str]:
-        """One array as of now, and a text that names this content among all that the array ever had."""
+    async def source(self, id: str, name: str) -> Source:
+        """One array as of now."""
         for _ in range(TRIES):
             record = await self._datafiles.get(id)
             if record.document.state != "open":
                 array = _array(record.document.id, record.document.arrays, name)
-                return FinishedSource(self._arrays, record, array), record.attempt
+                return FinishedSource(self._arrays, record, array)
             view = await self._growing.view(record.document.id)
             if not view.state.ended_revision:
                 array = _array(record.document.id, view.arrays(), name)
-
-                async def again() -> Source:
-                    return (await self.source(id, name))[0]
-
-                return GrowingSource(self._arrays, view, array, again), f"{record.attempt}.{view.state.head}"
+                return GrowingSource(self._arrays, view, array, lambda: self.source(id, name))
             await asyncio.sleep(0)
         raise UnavailableError(f"DataFile {id} changes faster than it can be read; try again")
 
     async def slice(self, id: str, name: str, text: str) -> Slice:
         """Locate an array and normalise a selection against its shape; reads no chunk."""
-        source, content = await self.source(id, name)
-        selection = parse_selection(text, source.array.shape, name)
-        # Attempt, position in the sweep, name and selection say everything, without reading the values.
-        identity = f"{content}\0{name}\0{format_selection(selection)}".encode()
-        tag = blake3(identity).hexdigest(length=12)
-        return Slice(source.array, selection, tag, source, self._arrays)
+        source = await self.source(id, name)
+        return Slice(source.array, parse_selection(text, source.array.shape, name), source, self._arrays)
 
     async def zarr(self, id: str, key: str) -> ZarrBlob:
         """One key of the Zarr v3 view. NotFoundError only for what does not exist: a lost chunk is CorruptionError."""
@@ -194,7 +198,10 @@ class Reading:
             if stored and not is_covered:
                 return ZarrBlob(await self._arrays.blobs.get(stored), tag, False)
             content = encode_chunk(await growing.read_chunk(index), array.codec)
-        except (ObjectGoneError, NotFoundError):
+        except (ObjectGoneError, NotFoundError) as exc:
+            later = await self._growing.view(id)
+            if later.state.manifest == view.state.manifest and not later.state.ended_revision:
+                raise CorruptionError(f"array {array.name!r} of DataFile {id} has lost chunk {rest!r}") from exc
             return await self.zarr(id, key)
         return ZarrBlob(content, tag, False)
 

@@ -29,7 +29,7 @@ from aq_data.models.sweep import (
 )
 from aq_data.models.values import format_instant
 from aq_data.storage.arrays.blobs import Upload
-from aq_data.storage.arrays.manifest import block_key
+from aq_data.storage.arrays.manifest import block_key, plan_key
 from aq_data.storage.arrays.payload import decode_text
 from aq_data.storage.arrays.store import ArrayStore, group_prefix
 from aq_data.storage.arrays.writing import plan_growing_array
@@ -44,12 +44,17 @@ __all__ = ["Appending", "Opening", "SweepStatus", "Sweeps"]
 
 LARGE_BYTES = 4 << 20
 """A block over this lies in a blob of its own; the log row points at it."""
+UPLOAD_BYTES = 1 << 20
 GATHERED_BYTES = 4 << 20
 GATHERED_BLOCKS = 1000
 """Blocks of one request are committed together up to so many."""
+HEADER_BYTES = 500
+"""What the header of one variable is taken to weigh while it waits."""
 MAX_GIVEN_BYTES = 256 << 20
-OPENING_WRITER = "open"
-"""Who wrote the values that came with the opening."""
+OPENING_WRITER = ":open"
+"""Who wrote the values that came with the opening; no client may call itself so."""
+MAX_TEXT_BYTES = 64 << 20
+"""A block of variable-length text is checked whole before it is stored."""
 
 
 class SweepStatus(msgspec.Struct, frozen=True):
@@ -104,7 +109,7 @@ class Opening:
         for new in self._document.arrays:
             assert new.dims is not None
             info = plan_growing_array(new, tuple(planned.get(dim) for dim in new.dims))
-            check_chunks(info, info.shape)
+            check_chunks(info.name, info.shape, info.chunks)
             arrays.append(msgspec.structs.replace(info, is_partial=True))
         return Plan(id, attempt, tuple(arrays), self._growing, self._new.notify)
 
@@ -145,6 +150,7 @@ class Opening:
                     ref, payload = await self._sweeps.store_large(plan, payload), b""
                 rows.append(Row(placed[1], payload, ref))
             record = Record(self._datafile(plan, state, at), plan.attempt, total.hexdigest())
+            await arrays.blobs.put_many([(plan_key(id, plan.attempt), lambda: msgspec.json.encode(plan))])
             await arrays.publish_group(record.document, plan.attempt, record.digest, [])
             existing = await metadata.sweeps.open(record, plan, state, rows)
             if existing is None:
@@ -211,14 +217,24 @@ class Appending:
             if size > self._sweeps.max_block_bytes:
                 limit = self._sweeps.max_block_bytes
                 raise TooLargeError(f"the block has {size} bytes; the limit here is {limit}", limit=limit)
+            if len(block.variables) > len(self._plan.arrays):
+                raise ValidationError("a block names each of its variables once")
+            if block.writer.startswith(":"):
+                raise ValidationError(f"the writer {block.writer[:64]!r} is reserved; names do not begin with a colon")
             self._block, self._left = block, size
             self._buffer = bytearray()
-            if size > LARGE_BYTES:
+            if size > LARGE_BYTES and not self._has_text(block):
                 await self._begin_large(block)
+            elif size > MAX_TEXT_BYTES:
+                raise TooLargeError(f"a block with text has at most {MAX_TEXT_BYTES >> 20} MiB; write it in several")
         except AqDataError as exc:
             await self._store()
             raise self._with_acknowledged(exc) from exc
         return size
+
+    def _has_text(self, block: Block) -> bool:
+        arrays = (self._plan.array(piece.name) for piece in block.variables)
+        return any(is_text(parse_dtype(array.dtype, array.name)) for array in arrays)
 
     async def _begin_large(self, block: Block) -> None:
         """Refuse before hundreds of MB are stored for nothing; a repeat is read and forgotten."""
@@ -234,10 +250,12 @@ class Appending:
     async def write(self, data: memoryview) -> None:
         """The next bytes of the block."""
         self._left -= len(data)
-        if self._upload is not None:
-            await self._upload.write(data)
-        elif not self._skipping:
+        if not self._skipping:
             self._buffer += data
+        if self._upload is not None and (len(self._buffer) >= UPLOAD_BYTES or not self._left):
+            # In larger pieces than the socket's: each is handed to a thread.
+            pieces, self._buffer = self._buffer, bytearray()
+            await self._upload.write(pieces)
 
     async def end(self) -> None:
         """All bytes of the block have come."""
@@ -254,8 +272,11 @@ class Appending:
             except AqDataError as exc:
                 await self._store()
                 raise self._with_acknowledged(exc) from exc
-        self._waiting.append(Incoming(block, bytes(self._buffer), ref))
-        self._waiting_bytes += len(self._buffer)
+        payload = bytes(self._buffer)
+        if len(payload) > LARGE_BYTES:
+            ref, payload = await self._sweeps.store_large(self._plan, payload), b""
+        self._waiting.append(Incoming(block, payload, ref))
+        self._waiting_bytes += len(payload) + HEADER_BYTES * len(block.variables)
         self._skipping = False
         if ref or self._waiting_bytes >= GATHERED_BYTES or len(self._waiting) >= GATHERED_BLOCKS:
             await self._store()
@@ -315,6 +336,7 @@ class Sweeps:
         """Put the values of a block into a blob of its own; its `ref`."""
         ref = secrets.token_hex(8)
         await self.arrays.blobs.put_many([(block_key(plan.id, plan.attempt, ref), lambda: payload)])
+        await self.arrays.blobs.settle(f"{plan.id}/{plan.attempt}/blocks")
         return ref
 
     async def end(self, id: str, outcome: Literal["complete", "abandoned"], ending: Ending) -> DataFile:
