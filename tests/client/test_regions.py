@@ -136,7 +136,6 @@ def test_a_call_that_errs_is_told_what_is_wrong(values, at, dim, told):
         VARIABLES.pieces(values, at, dim)
 
 
-@pytest.mark.xfail(reason="`start or 0` takes what is falsy for nothing", strict=True)
 @pytest.mark.parametrize("place", [slice(0.0, None), slice(False, None), slice("", None)])
 def test_a_slice_that_begins_at_a_coordinate_value_is_refused_also_at_zero(place):
     """0.0 is a flux, not a position."""
@@ -199,8 +198,8 @@ def test_a_value_that_fits_the_dtype_comes_out_as_it_went_in(dtype, value):
 
 LOST = [
     ("<f8", 1j), ("<f8", "1"), ("<f8", None), ("<f8", [None]), ("<f8", [1j]), ("<f8", 2**2000), ("<f8", [[1], [1, 2]]),
-    ("<f8", np.ma.masked_array([1.0], [True])), ("<f4", np.float64(0.1)), ("<f4", np.array([1e300])),
-    ("<i8", 1.0), ("<i8", [1.0]), ("<i8", True), ("<i8", 2**63), ("<i4", [2**31]), ("<i4", np.array([1])), ("|u1", -1),
+    ("<f8", np.ma.masked_array([1.0], [True])), ("<f4", np.array([1e300])),
+    ("<i8", 1.0), ("<i8", [1.0]), ("<i8", True), ("<i8", 2**63), ("<i4", [2**31]), ("|u1", -1),
     ("|u1", 256), ("|u1", [-1]), ("|b1", 1), ("|b1", [1]), ("|b1", 0.0), ("<U4", "abcde"), ("<U4", 1),
     ("|S3", np.array([b"abcd"])), ("|S3", "abc"), ("string", 1), ("string", [b"a"]), ("string", [None]), ("|T16", [1]),
     ("<M8[us]", "2026-01-31"), ("<M8[us]", INSTANT), ("<M8[us]", 5), ("<m8[us]", 5), ("<m8[us]", 1.5),
@@ -214,7 +213,6 @@ def test_a_value_that_the_dtype_cannot_keep_is_refused_by_name(dtype, value):
         kept(dtype, value)
 
 
-@pytest.mark.xfail(reason="what NumPy calls safe or of the same kind is taken unseen", strict=True)
 @pytest.mark.parametrize(
     ("dtype", "value"),
     [
@@ -232,7 +230,6 @@ def test_a_value_is_never_changed_silently(dtype, value):
         kept(dtype, value)
 
 
-@pytest.mark.xfail(reason="lists of Python numbers go by NumPy's default dtype", strict=True)
 @pytest.mark.parametrize(("dtype", "value"), [("|u1", [1, 255]), ("<u4", [1]), ("<i4", [])])
 def test_a_list_of_numbers_that_all_fit_is_kept(dtype, value):
     """A list has no dtype of its own."""

@@ -313,7 +313,6 @@ def test_a_sweep_keeps_track_of_a_limited_number_of_chunks(monkeypatch):
         place(PLAN, START, block("w", 1, Piece("a", (1,), "<f8", (1 << 70,))), NOW)
 
 
-@pytest.mark.xfail(reason="only the array that is written is checked", strict=True)
 def test_the_limit_of_chunks_holds_for_arrays_that_only_share_the_dim(monkeypatch):
     """What one variable grows, all that have the dim grow; two pieces of a block grow a third array together."""
     monkeypatch.setattr(sweeps, "MAX_CHUNKS", 8)
@@ -444,7 +443,6 @@ def test_an_end_is_refused_exactly_while_a_named_number_has_not_come(arrived, na
         assert seal(PLAN, state, "complete", Ending(named), NOW) is not None
 
 
-@pytest.mark.xfail(reason="the repeat is answered before the numbers are looked at", strict=True)
 def test_an_end_that_comes_again_with_numbers_that_never_came_is_not_answered_as_if_they_had():
     """A writer whose blocks are missing must not take another's end for the receipt of its own."""
     sealed = seal(PLAN, placed_by(START, block("w", 1)), "complete", Ending(), NOW)
