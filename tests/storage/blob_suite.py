@@ -175,6 +175,76 @@ class BlobStoreTests:
 
         within(open_store, body)
 
+    # --- copying ---------------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("count", [0, 1, 5, 200])
+    def test_copies_have_the_bytes_of_their_sources_and_both_stand(self, open_store, count):
+        """In folders that were not there before, several of one source, of any size; an empty list is nothing."""
+
+        async def body(store):
+            blobs = {f"id/1/open/5-1/{i}": bytes([i % 251]) * (i * 37 % 1000) for i in range(count)}
+            await put(store, blobs)
+            pairs = [(key, f"id/1/arrays.zarr/x/c/{i % 7}/{i}") for i, key in enumerate(blobs)]
+            pairs += [(key, f"id/1/again/{i}") for i, key in enumerate(blobs)]
+            await store.copy_many(pairs)
+            if pairs:
+                await store.settle("id/1")
+            for source, target in pairs:
+                assert await store.get(target) == blobs[source] == await store.get(source)
+                assert await store.size(target) == len(blobs[source])
+            assert await keys_under(store, "id") == sorted([*blobs, *(target for _, target in pairs)])
+
+        within(open_store, body)
+
+    def test_what_stands_under_a_target_stays(self, open_store):
+        """A copy that is repeated, or made twice at once, never changes what was published."""
+
+        async def body(store):
+            await put(store, {"k/a": b"first", "k/b": b"second"})
+            await store.copy_many([("k/a", "out/x")])
+            await store.copy_many([("k/b", "out/x"), ("k/b", "out/y")])
+            assert await store.get("out/x") == b"first"
+            assert await store.get("out/y") == b"second"
+            await asyncio.gather(*(store.copy_many([(f"k/{source}", f"out/z{i}") for i in range(9)]) for source in "abab"))
+            for i in range(9):
+                assert await store.get(f"out/z{i}") in (b"first", b"second")
+            assert await keys_under(store, "k") == ["k/a", "k/b"]
+            assert len(await keys_under(store, "out")) == 11, "nothing temporary is left"
+
+        within(open_store, body)
+
+    def test_a_copy_outlives_its_source_and_what_replaces_the_one_leaves_the_other(self, open_store):
+        """The chunks of the open phase are removed once the finished ones are named."""
+
+        async def body(store):
+            await put(store, {"k/a": b"first"})
+            await store.copy_many([("k/a", "out/x"), ("k/a", "out/y")])
+            await store.replace("out/y", b"other")
+            assert (await store.get("k/a"), await store.get("out/x")) == (b"first", b"first")
+            await store.replace("k/a", b"new")
+            assert await store.get("out/x") == b"first"
+            await store.remove("k")
+            assert await store.get("out/x") == b"first"
+            await put(store, {"k/a": b"third"})
+            assert await store.get("out/x") == b"first"
+
+        within(open_store, body)
+
+    @pytest.mark.parametrize("source", ["absent", "k", "k/a/below", "k/absent"])
+    @pytest.mark.parametrize("target", ["out/x", "k/b"])
+    def test_a_source_that_is_absent_is_not_found_by_name(self, open_store, source, target):
+        """Also where only a blob above or below has such a name; nothing comes to stand under the target."""
+
+        async def body(store):
+            await put(store, {"k/a": b"first"})
+            with pytest.raises(NotFoundError) as failure:
+                await store.copy_many([(source, target)])
+            assert source in str(failure.value)
+            assert await keys_under(store, "k") == ["k/a"]
+            assert await keys_under(store, "out") == []
+
+        within(open_store, body)
+
     # --- uploads ---------------------------------------------------------------------------------------------------
 
     def test_nothing_stands_under_the_key_of_an_upload_until_it_is_finished(self, open_store):

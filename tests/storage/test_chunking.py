@@ -11,7 +11,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aq_data.models.selection import Selection, select
-from aq_data.storage.arrays.chunking import TARGET_BYTES, chunk_grid, chunk_parts, chunk_shape, split_by_size
+from aq_data.storage.arrays.chunking import (
+    TARGET_BYTES,
+    chunk_grid,
+    chunk_parts,
+    chunk_shape,
+    growing_chunk_shape,
+    split_by_size,
+)
 
 extents = st.integers(0, 5) | st.integers(0, 300) | st.integers(0, 1 << 34)
 itemsizes = st.sampled_from([1, 2, 4, 8, 12, 16, 100, 1 << 16, TARGET_BYTES, TARGET_BYTES + 1, 1 << 24])
@@ -34,6 +41,47 @@ def test_an_array_below_the_target_is_one_chunk_and_a_larger_one_has_chunks_of_f
         assert chunks == shape
     else:
         assert math.prod(chunks) * itemsize >= TARGET_BYTES / 2 ** (len(shape) + 1)
+
+
+axes_that_may_grow = st.lists(
+    st.tuples(st.none(), extents) | st.tuples(st.sampled_from([0, 1, 2, 7, 1000, 1 << 40]), st.just(0)), max_size=5
+)
+
+
+@given(axes_that_may_grow, itemsizes)
+@example([(None, 21), (0, 0)], 16)
+@example([(0, 0), (None, 1 << 34)], 8)
+def test_a_chunk_of_a_growing_array_is_within_the_target_and_holds_the_fixed_axes_first(axes, itemsize):
+    """A fixed part that fits is whole in each chunk; no growing axis is cut longer than it is planned to be."""
+    growing, shape = tuple(g for g, _ in axes), tuple(n for _, n in axes)
+    chunks = growing_chunk_shape(shape, growing, itemsize)
+    assert len(chunks) == len(shape)
+    assert math.prod(chunks) * itemsize <= max(TARGET_BYTES, itemsize)
+    fixed = tuple(n for n, g in zip(shape, growing, strict=True) if g is None)
+    assert tuple(c for c, g in zip(chunks, growing, strict=True) if g is None) == chunk_shape(fixed, itemsize)
+    for chunk, planned in zip(chunks, growing, strict=True):
+        assert chunk >= 1
+        assert not planned or chunk <= planned
+    if all(g is None for g in growing):
+        assert chunks == chunk_shape(shape, itemsize)
+
+
+@pytest.mark.parametrize(
+    ("shape", "growing", "itemsize", "chunks"),
+    [
+        ((0,), (0,), 8, (65536,)),
+        ((0,), (500,), 8, (500,)),
+        ((21, 0), (None, 0), 16, (21, 1560)),
+        ((0, 21), (0, None), 16, (1560, 21)),
+        ((0, 0), (0, 0), 8, (256, 256)),
+        ((0, 0), (4, 0), 8, (4, 16384)),
+        ((0, 65536), (0, None), 8, (1, 65536)),
+        ((), (), 8, ()),
+    ],
+)
+def test_chunks_of_growing_arrays_are_these(shape, growing, itemsize, chunks):
+    """Traces, grids of two sweeps, a whole trace per step, a scalar."""
+    assert growing_chunk_shape(shape, growing, itemsize) == chunks
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 7)), max_size=4))
