@@ -196,6 +196,7 @@ def _index(variable: _Variable, dim: str, place: int, size: int | None) -> int:
 
 
 _KINDS: dict[type, str] = {bool: "b", int: "iufc", float: "fc", complex: "c"}
+_PYTHON = (list, tuple, bool, int, float, complex, str, bytes)
 _GROUPS = {"b": "bool", "i": "number", "u": "number", "f": "number", "c": "number", "M": "instant", "m": "duration"}
 
 
@@ -223,7 +224,7 @@ def _converted(variable: _Variable, value: Any) -> np.ndarray[Any, Any]:
             return np.asarray(value, dtype)
         except (TypeError, ValueError) as exc:
             raise _wrong(variable, f"a {type(value).__name__}") from exc
-    return _cast(variable, array, is_python=isinstance(value, (list, tuple, int, float, complex, str, bytes)))
+    return _cast(variable, array, is_python=type(value) in _PYTHON)
 
 
 def _scalar(variable: _Variable, value: Any) -> np.ndarray[Any, Any]:

@@ -278,6 +278,13 @@ class Sweep:
         self._stop()
         self._spool.remove()
 
+    def close(self) -> None:
+        """Let go of the sweep without ending it: what has not arrived stays in the spool, for the next `connect`."""
+        with self._write_lock:
+            self._ending = True
+        self._stop()
+        self._spool.close()
+
     def _stop(self) -> None:
         self._stopping.set()
         self._wake.set()

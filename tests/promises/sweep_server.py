@@ -9,6 +9,7 @@ Everything after the first argument is the command line of `aq-data`. `steps` is
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import json
 import os
@@ -18,16 +19,29 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import aq_server.app
 import aq_server.service.folding
 from aq_server.__main__ import main
 
 import aq_data.storage.arrays.folding
 from aq_data.storage.arrays.folder import FolderBlobs
 from aq_data.storage.metadata._sweeps import SqliteSweeps
+from aq_data.storage.metadata.sqlite import SqliteStore
 
 STEPS = [(FolderBlobs, name) for name in ("put_many", "settle", "copy_many", "replace", "remove")] + [
     (SqliteSweeps, name) for name in ("lease", "record_fold", "drop", "end")
 ]
+
+
+STORES: list[SqliteStore] = []
+
+
+class KnownStore(SqliteStore):
+    """A store that this launcher can find again."""
+
+    def __init__(self, path: Path | None) -> None:
+        super().__init__(path)
+        STORES.append(self)
 
 
 class Steps:
@@ -62,11 +76,17 @@ class Steps:
         self._count += 1
         if self._count in (self._die_at, self._stop_at):
             Path(self._file).write_text(f"{where}, step {self._count}")
-            os.kill(os.getpid(), signal.SIGKILL if self._count == self._die_at else signal.SIGSTOP)
+            with contextlib.ExitStack() as stack:
+                if self._count == self._stop_at:
+                    # Not in the middle of a transaction: SQLite lets nobody write while its writer sleeps.
+                    for store in STORES:
+                        stack.enter_context(store._memory_lock)
+                os.kill(os.getpid(), signal.SIGKILL if self._count == self._die_at else signal.SIGSTOP)
 
 
 def run() -> int:
     settings = json.loads(sys.argv.pop(1))
+    aq_server.app.SqliteStore = KnownStore
     modules = (aq_server.service.folding, aq_data.storage.arrays.folding)
     for name, value in settings.get("folding", {}).items():
         having = [module for module in modules if hasattr(module, name)]

@@ -42,11 +42,10 @@ def values_of(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def let_go(writer: Any) -> None:
-    """Of a writer that was refused for good, which keeps its spool open until its process ends."""
+    """Of a writer, also of one that was refused for good."""
     with contextlib.suppress(AqDataError):
         writer.leave(1)
-    writer._stop()
-    writer._spool.remove()
+    writer.close()
 
 
 class SweepMachine(RuleBasedStateMachine):

@@ -33,7 +33,8 @@ def test_schemathesis_finds_no_answer_beside_the_document(own, phase, tmp_path):
         *("run", f"{own.base_url}/docs/openapi.json", "--phases", phase, "--checks", CHECKS, "--seed", "7"),
         *("--max-examples", "12", "--continue-on-failure", "--suppress-health-check", "all", "--no-shrink"),
         *("--warnings", "off", "--generation-deterministic"),
-        *([] if phase == "coverage" else ["--exclude-method", "DELETE"]),
+        # A stream of events ends only when its reader goes: once, in the first phase, is enough.
+        *([] if phase == "coverage" else ["--exclude-method", "DELETE", "--exclude-path-regex", "events$"]),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=90, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

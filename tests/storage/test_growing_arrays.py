@@ -87,9 +87,7 @@ class Model:
             model.masks[info.name] = np.zeros(info.shape, bool)
         return model
 
-    async def write(
-        self, parts: list[tuple[str, tuple[int, ...], tuple[int, ...]]], *, large: bool = False, is_known: bool = False
-    ) -> None:
+    async def write(self, parts: list[tuple[str, tuple[int, ...], tuple[int, ...]]], *, large: bool = False) -> None:
         """One block; each part has name, start and shape."""
         n = self.state.head + 1
         pieces, contents = [], []
@@ -104,8 +102,7 @@ class Model:
         assert found is not None
         self.state, placed = found
         data, ref = b"".join(encoded for *_, encoded in contents), ""
-        # A scalar text of a large block: see SCALAR_TEXT.
-        if large and not any(is_text(values.dtype) and not values.shape and not is_known for _, _, values, _ in contents):
+        if large:
             data, ref = await self._stored(data, f"ref{n}"), f"ref{n}"
         self.rows.append(Row(placed, data, ref))
         for info in grown_arrays(self.plan, self.state):
@@ -288,10 +285,7 @@ def test_a_sweep_reads_as_numpy_arrays_with_a_mask_whenever_and_however_it_is_fo
     asyncio.run(body())
 
 
-SCALAR_TEXT = pytest.mark.xfail(reason="a scalar text of a large block comes out of `Payloads.box` as no array", strict=True)
-
-
-@pytest.mark.parametrize("dtype", [pytest.param(d, marks=SCALAR_TEXT) if d == "string" else d for d in DTYPES])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_every_dtype_comes_back_from_log_and_chunks_and_the_finished_group(tmp_path, dtype):
     """A scalar, a trace and a map: partly measured, folded in two steps, small blocks and large ones."""
 
@@ -307,7 +301,7 @@ def test_every_dtype_comes_back_from_log_and_chunks_and_the_finished_group(tmp_p
             await check_view(model, folder)
             await model.fold(folder, 1)
             await model.write([("a1", (3,), (4,)), ("a2", (1, 0), (4, 4))], large=True)
-            await model.write([("a0", (), ())], large=True, is_known=True)
+            await model.write([("a0", (), ())], large=True)
             await check_view(model, folder)
             await model.fold(folder, 1)
             await check_view(model, folder)

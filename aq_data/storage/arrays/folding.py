@@ -346,7 +346,10 @@ class _Producer:
             cell.mask = cell.mask if cell.mask is not None else np.zeros(array.chunks, bool)
         for i, (row, k, region) in enumerate(cell.pieces):
             target, source = self._meet(region)
-            values[target] = cell.large[i] if row.ref else self._payloads.inline(row, k, array)[source]
+            # With `...` values are placed also where there is no axis: else an array of objects would take one array in.
+            place: tuple[Any, ...] = (*target, ...)
+            inside: tuple[Any, ...] = (*source, ...)
+            values[place] = cell.large[i] if row.ref else self._payloads.inline(row, k, array)[inside]
             if cell.mask is not None:
                 cell.mask[target] = True
         if cell.mask is not None and cell.mask[_inside(self._index, array.chunks, self._shape)].all():

@@ -138,7 +138,7 @@ class GrowingArray:
         target, source = met
         if not row.ref:
             values = self._payloads.inline(row, k, self.array)
-            result[orthogonal(target, result.shape)] = values[orthogonal(source, values.shape)]
+            _put(result, target, values, source)
             return
         low, high = box_bounds(source, region.shape)
         try:
@@ -149,7 +149,15 @@ class GrowingArray:
             entry - start if isinstance(entry, np.ndarray) else slice(entry.start - start, entry.stop - start, entry.step)
             for entry, start in zip(source, low, strict=True)
         )
-        result[orthogonal(target, result.shape)] = values[orthogonal(inside, values.shape)]
+        _put(result, target, values, inside)
+
+
+def _put(result: np.ndarray[Any, Any], target: Index, values: np.ndarray[Any, Any], source: Index) -> None:
+    """Place selected values; without any axis too, where NumPy would put an array of objects in as one object."""
+    if not result.shape:
+        result[...] = values
+    else:
+        result[orthogonal(target, result.shape)] = values[orthogonal(source, values.shape)]
 
 
 def box_bounds(index: Index, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
