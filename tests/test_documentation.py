@@ -116,3 +116,33 @@ def test_the_server_loads_neither_xarray_nor_pandas():
     check = "import sys, aq_server.app; print(sorted({'xarray', 'pandas', 'zarr', 'aq_data.client'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_struct_is_resolved_when_its_module_is_imported():
+    """In two threads at once that crashes the interpreter: see `models/structs.py`."""
+    check = (
+        "import importlib, pkgutil, msgspec, msgspec._utils, aq_data, aq_server\n"
+        "for package in (aq_data, aq_server):\n"
+        "    for info in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
+        "        if not info.name.endswith('__main__'):\n"
+        "            importlib.import_module(info.name)\n"
+        "late = []\n"
+        "def tell(frame, event, _):\n"
+        "    if event == 'call' and frame.f_code.co_name == 'get_class_annotations':\n"
+        "        late.append(frame.f_locals['obj'].__name__)\n"
+        "def every(cls):\n"
+        "    for child in cls.__subclasses__():\n"
+        "        yield child\n"
+        "        yield from every(child)\n"
+        "found = [cls for cls in every(msgspec.Struct) if cls.__module__.startswith(('aq_data', 'aq_server'))]\n"
+        "import sys\n"
+        "sys.setprofile(tell)\n"
+        "for cls in found:\n"
+        "    msgspec.json.Decoder(cls)\n"
+        "sys.setprofile(None)\n"
+        "print(len(found), late)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    count, _, late = done.stdout.strip().partition(" ")
+    assert int(count) > 20
+    assert late == "[]"

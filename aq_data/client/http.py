@@ -12,6 +12,7 @@ import httpx
 import msgspec
 
 from aq_data.errors import AqDataError, StorageError, UnavailableError, error_from_code
+from aq_data.models.structs import resolve
 
 __all__ = ["TIMEOUT", "Body", "Http", "decoded"]
 
@@ -155,3 +156,6 @@ def _pause(attempt: int, retry_after: str | None) -> None:
     if retry_after is not None and retry_after.isdigit():
         seconds = max(seconds, min(float(retry_after), 30.0))
     time.sleep(seconds)
+
+
+resolve(_Problem)

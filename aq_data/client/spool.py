@@ -22,6 +22,7 @@ import filelock
 import msgspec
 
 from aq_data.errors import CorruptionError, StorageError
+from aq_data.models.structs import resolve
 from aq_data.models.sweep import Block, NewSweep
 
 __all__ = [
@@ -408,3 +409,6 @@ def _waiting(spool: Spool) -> tuple[int, int]:
             if frame.kind == "block" and msgspec.json.decode(frame.header, type=Block).n > known:
                 blocks, size = blocks + 1, size + frame.length
     return blocks, size
+
+
+resolve(Open, End, SpoolTarget, SpoolInfo)

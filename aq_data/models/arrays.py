@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from aq_data.errors import ValidationError
+from aq_data.models.structs import resolve
 from aq_data.models.values import check_value
 
 __all__ = [
@@ -197,3 +198,6 @@ MAX_SMALL_CHUNKS = 1000
 """So many chunks below `LEAST_CHUNK_BYTES` an array may have: each is a file."""
 MAX_CHUNK_BYTES = 256 << 20
 """The largest chunk a client may ask for; a slice read holds whole chunks in memory."""
+
+
+resolve(NewArray, ArrayInfo)

@@ -13,6 +13,7 @@ import msgspec
 
 from aq_data.errors import ConflictError, ValidationError
 from aq_data.models.arrays import ArrayInfo, NewArray, check_arrays
+from aq_data.models.structs import resolve
 from aq_data.models.values import check_value, format_instant, parse_instant, tag_of
 
 __all__ = [
@@ -247,3 +248,6 @@ def apply_patch(current: DataFile, patch: dict[str, Any], updated_at: str) -> Da
         raise ValidationError(f"the patch does not fit the document: {exc}") from exc
     checked = _checked_fields(after)
     return msgspec.structs.replace(after, **checked, revision=current.revision + 1, updated_at=updated_at)
+
+
+resolve(FileInfo, SweepInfo, Typed, NewDataFile, DataFile)

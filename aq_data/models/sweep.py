@@ -16,6 +16,7 @@ import numpy as np
 from aq_data.errors import ConflictError, ValidationError
 from aq_data.models.arrays import MAX_ELEMENTS, ArrayInfo, NewArray, check_arrays, is_text, parse_dtype
 from aq_data.models.datafile import NewDataFile, Typed, check_new
+from aq_data.models.structs import resolve
 
 __all__ = [
     "Block",
@@ -350,3 +351,6 @@ def chunks_of(region: Region, chunks: tuple[int, ...]) -> Iterator[tuple[int, ..
     spans = [(s // c, (s + n - 1) // c + 1) for s, n, c in zip(region.start, region.shape, chunks, strict=True)]
     low = tuple(first for first, _ in spans)
     return (tuple(a + b for a, b in zip(low, index, strict=True)) for index in np.ndindex(*(b - a for a, b in spans)))
+
+
+resolve(NewSweepArray, NewSweep, Plan, Seal, State, Piece, Block, Region, Placed, Ending)

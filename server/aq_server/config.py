@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from aq_data.errors import ConfigError
+from aq_data.models.structs import resolve
 
 __all__ = ["ClientConfig", "Config", "ServerConfig", "default_path", "load_config"]
 
@@ -132,3 +133,6 @@ def _convert(tables: dict[str, Any], where: str, strict: bool = True) -> Config:
         return msgspec.convert(tables, Config, strict=strict)
     except msgspec.ValidationError as exc:
         raise ConfigError(f"the configuration {where} is wrong: {exc}") from exc
+
+
+resolve(ServerConfig, ClientConfig, Config)

@@ -22,6 +22,7 @@ from aq_data.errors import (
     UnsupportedMediaError,
     ValidationError,
 )
+from aq_data.models.structs import resolve
 
 __all__ = ["PROBLEM_JSON", "Problem", "handle", "problem_headers", "problem_of"]
 
@@ -119,3 +120,6 @@ def handle(request: Request[Any, Any, Any], exc: Exception) -> Response[bytes]:
         media_type=PROBLEM_JSON,
         headers=problem_headers(exc, problem.status),
     )
+
+
+resolve(Problem)

@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 
 from aq_data.errors import CorruptionError
+from aq_data.models.structs import resolve
 from aq_data.storage.arrays.format import pack, unpack
 
 __all__ = [
@@ -186,3 +187,6 @@ def decode_mask(data: bytes, chunks: tuple[int, ...], key: str) -> np.ndarray[An
 def cell_key(id: str, attempt: str, generation: str, array: int, index: tuple[int, ...]) -> str:
     """Where a chunk lies while its sweep is open; its written map lies under the same key with `.w`."""
     return f"{open_prefix(id, attempt)}/{generation}/" + ".".join(map(str, (array, *index)))
+
+
+resolve(Segment, _Packed, _Encoded)

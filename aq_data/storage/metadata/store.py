@@ -10,6 +10,7 @@ import msgspec
 
 from aq_data.models.datafile import DataFile, DataFileId
 from aq_data.models.query import Node
+from aq_data.models.structs import resolve
 from aq_data.models.terms import SortKey
 
 if TYPE_CHECKING:
@@ -126,3 +127,6 @@ class MetadataStore(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Finish what was begun and let go of the database. No other call may follow."""
+
+
+resolve(Record, Page, Token)

@@ -8,6 +8,7 @@ import msgspec
 from litestar import Controller, Request, Response, post
 from litestar.di import NamedDependency
 
+from aq_data.models.structs import resolve
 from aq_data.wire.codec import JSON
 from aq_data.wire.routes import SEARCH
 from aq_server.config import ServerConfig
@@ -102,3 +103,6 @@ class SearchRoutes(Controller):
         found = await searching.distinct(wanted.field, wanted.filter, wanted.limit)
         values = [{"value": value, "count": count} for value, count in found]
         return Response(msgspec.json.encode({"values": values}), media_type=JSON)
+
+
+resolve(CountRequest, DistinctRequest)

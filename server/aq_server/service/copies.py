@@ -6,6 +6,7 @@ import msgspec
 
 from aq_data.errors import CorruptionError
 from aq_data.models.datafile import DataFile
+from aq_data.models.structs import resolve
 
 __all__ = ["Copy", "read_copy"]
 
@@ -31,3 +32,6 @@ def read_copy(content: bytes) -> Copy:
         return msgspec.json.decode(content, type=_Group).attributes.aq_data
     except msgspec.DecodeError as exc:
         raise CorruptionError(f"zarr.json holds no readable metadata copy: {exc}") from exc
+
+
+resolve(Copy, _Attributes, _Group)

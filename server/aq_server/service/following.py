@@ -14,6 +14,7 @@ from contextlib import suppress
 import msgspec
 
 from aq_data.errors import NotFoundError, UnavailableError, ValidationError
+from aq_data.models.structs import resolve
 from aq_data.models.sweep import Plan, State
 from aq_data.storage.arrays.folding import Folder
 from aq_data.storage.arrays.manifest import Segment
@@ -139,3 +140,6 @@ class Following:
         headers = self._segment[1]
         first = max(0, after + 1 - segment.first)
         return [(segment.first + i, headers[i]) for i in range(first, min(first + PAGE, len(headers)))]
+
+
+resolve(Event)

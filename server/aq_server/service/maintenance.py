@@ -15,6 +15,7 @@ from aq_data.errors import CorruptionError, NotFoundError
 from aq_data.models.arrays import ArrayInfo, parse_dtype
 from aq_data.models.datafile import is_id
 from aq_data.models.selection import Axis, Selection
+from aq_data.models.structs import resolve
 from aq_data.storage.arrays.chunking import chunk_grid
 from aq_data.storage.arrays.format import array_document, chunk_key, decode_chunk
 from aq_data.storage.arrays.manifest import NOTHING, PART
@@ -252,3 +253,6 @@ async def measured_chunks(arrays: ArrayStore, id: str, attempt: str, array: Arra
         axes = tuple(Axis(n, i * c, 1, min(c, n - i * c)) for i, c, n in bounds)
         await arrays.written(id, attempt, array, Selection(axes))
     return [tuple(index) for index in np.argwhere(coverage != NOTHING).tolist()]
+
+
+resolve(Orphan, Finding)

@@ -13,6 +13,7 @@ import numpy as np
 from aq_data.models.arrays import parse_dtype
 from aq_data.models.preview import Reduction, check_preview, real_part
 from aq_data.models.selection import Selection
+from aq_data.models.structs import resolve
 from aq_server.service.reading import Reading, Slice
 
 __all__ = ["Preview", "previewed"]
@@ -78,3 +79,6 @@ def _tiles(source: Slice) -> Iterator[tuple[Selection, tuple[int, ...]]]:
         for i, start in zip(kept, starts, strict=True):
             parts[i] = axes[i].part(start, min(axes[i].count, start + extents[i]))
         yield Selection(tuple(parts)), starts
+
+
+resolve(Preview)

@@ -8,6 +8,7 @@ import msgspec
 
 from aq_data.errors import AqDataError, CorruptionError
 from aq_data.models.datafile import check_document
+from aq_data.models.structs import resolve
 from aq_data.storage.arrays.format import chunk_key
 from aq_data.storage.arrays.store import ArrayStore, group_prefix
 from aq_data.storage.metadata.store import MetadataStore, Record
@@ -94,3 +95,6 @@ class Reindexing:
             return f"attempt {attempt}: its copy is not valid: {exc}"
         document = msgspec.structs.replace(document, path=self._arrays.blobs.location(prefix))
         return Record(document, attempt, copy.digest)
+
+
+resolve(Reindexed)

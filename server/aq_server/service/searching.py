@@ -9,6 +9,7 @@ import msgspec
 from aq_data.errors import QueryError
 from aq_data.models.datafile import DataFile
 from aq_data.models.query import Node, parse_filter
+from aq_data.models.structs import resolve
 from aq_data.models.terms import parse_path, parse_sort, path_segments
 from aq_data.storage.metadata.store import MetadataStore, Page
 from aq_server.service.growing import Growing
@@ -88,3 +89,6 @@ def _project(document: dict[str, Any], paths: list[list[str]]) -> dict[str, Any]
                 target = target.setdefault(segment, {})
             target[path[-1]] = source
     return kept
+
+
+resolve(SearchRequest)

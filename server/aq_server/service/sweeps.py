@@ -13,6 +13,7 @@ from blake3 import blake3
 from aq_data.errors import AqDataError, ConflictError, ForbiddenError, NotFoundError, TooLargeError, ValidationError
 from aq_data.models.arrays import ArrayInfo, is_text, parse_dtype
 from aq_data.models.datafile import TYPED_FIELDS, DataFile, SweepInfo, make_id
+from aq_data.models.structs import resolve
 from aq_data.models.sweep import (
     Block,
     Ending,
@@ -375,3 +376,6 @@ def _declared(array: ArrayInfo, plan: Plan) -> NewSweepArray:
     return NewSweepArray(
         array.name, array.dtype, shape, array.dims, array.attrs, array.role, chunks=array.chunks, codec=array.codec
     )
+
+
+resolve(SweepStatus)
