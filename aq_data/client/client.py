@@ -13,12 +13,13 @@ import msgspec
 
 from aq_data.client.connections import Source, release
 from aq_data.client.datafile import DataFile, Hits
+from aq_data.client.declaring import declare_sweep
 from aq_data.client.http import TRIES, Body, Http, decoded
 from aq_data.client.live import Delivered, Event, deliver_in_background, deliver_left_behind, follow
 from aq_data.client.outgoing import OutgoingArray, OutgoingFile, outgoing_arrays, outgoing_files
 from aq_data.client.progress import progress
-from aq_data.client.spool import is_being_delivered, spool_root
-from aq_data.client.sweeps import Sweep, declare_sweep, new_spool, spool_opening
+from aq_data.client.spools import is_being_delivered, spool_root
+from aq_data.client.sweeps import Sweep, new_spool, spool_opening
 from aq_data.errors import ConflictError, NotFoundError, UnavailableError, ValidationError
 from aq_data.models.datafile import TYPED_FIELDS, check_id, make_id
 from aq_data.models.sweep import NewSweep, NewSweepArray, check_new_sweep

@@ -16,7 +16,7 @@ from aq_data.errors import ConflictError, CorruptionError
 from aq_data.models.arrays import parse_dtype
 from aq_data.models.sweep import Block, NewSweepArray, Piece
 from aq_data.wire.blocks import block_head
-from aq_data.wire.codec import JSON, RAW, MultipartBody, Part
+from aq_data.wire.codec import JSON, PIECE, RAW, MultipartBody, Part, in_pieces
 from aq_data.wire.routes import SWEEPS, blocks_path, sweep_path
 
 __all__ = ["Delivery", "SpoolDamagedError"]
@@ -26,7 +26,6 @@ BATCH_BLOCKS = 5000
 """One request carries about so much; what is larger goes alone and streams from the disk."""
 MERGED_BYTES = 1 << 20
 """Calls that continue one another become one block up to so many bytes: the server then keeps one row of them."""
-PIECE = 1 << 20
 TRIES = 3
 
 
@@ -203,16 +202,7 @@ class Delivery:
             size += len(head) + outgoing.size
 
         def pieces() -> Iterator[bytes]:
-            waiting: list[bytes | memoryview] = []
-            held = 0
-            for part in parts:
-                for piece in part():
-                    waiting.append(piece)
-                    held += len(piece)
-                    if held >= PIECE:
-                        yield b"".join(waiting)
-                        waiting, held = [], 0
-            yield b"".join(waiting)
+            return in_pieces(piece for part in parts for piece in part())
 
         answer = decoded(self._http.request("POST", blocks_path(self._spool.target.sweep), Body(pieces, size, RAW)))
         last = batch.frames[-1][1].n

@@ -14,7 +14,8 @@ import msgspec
 
 from aq_data.client.delivery import Delivery
 from aq_data.client.http import Http
-from aq_data.client.spool import Spool, spool_paths
+from aq_data.client.spool import Spool
+from aq_data.client.spools import spool_paths
 from aq_data.errors import AqDataError, RateLimitError, StorageError, UnavailableError
 from aq_data.wire.routes import events_path
 

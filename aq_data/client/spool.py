@@ -31,12 +31,8 @@ __all__ = [
     "Open",
     "Position",
     "Spool",
-    "SpoolInfo",
     "SpoolTarget",
-    "found_spools",
-    "is_being_delivered",
-    "spool_paths",
-    "spool_root",
+    "read_target",
 ]
 
 SEGMENT_BYTES = 64 << 20
@@ -76,19 +72,6 @@ class SpoolTarget(msgspec.Struct, frozen=True):
     name: str = ""
 
 
-class SpoolInfo(msgspec.Struct, frozen=True):
-    """What `aq-data spool ls` shows. `blocks` and `bytes` are what is not known to have arrived; `live`: being written."""
-
-    path: str
-    target: str
-    sweep: str
-    writer: str
-    name: str
-    blocks: int
-    bytes: int
-    live: bool
-
-
 @dataclass(frozen=True, slots=True)
 class Frame:
     """One frame. Its values are in `data`, or, when that is None, `length` bytes from `offset` of the segment on."""
@@ -106,12 +89,6 @@ class Position(NamedTuple):
 
     segment: int = 0
     offset: int = 0
-
-
-def spool_root() -> Path:
-    """`AQ_DATA_SPOOL`, else `~/.aq_data/spool`."""
-    named = os.environ.get("AQ_DATA_SPOOL")
-    return Path(named).expanduser() if named else Path.home() / ".aq_data" / "spool"
 
 
 class Spool:
@@ -364,51 +341,4 @@ def read_target(path: Path) -> SpoolTarget:
     return msgspec.json.decode((path / "target").read_bytes(), type=SpoolTarget)
 
 
-def is_being_delivered(root: Path, sweep: str) -> bool:
-    """Whether some process is delivering what a writer of the sweep left behind."""
-    for path in root.glob(f"{sweep}.*/delivering"):
-        spool = Spool.open(path.parent)
-        if spool is None and path.exists():
-            return True
-        if spool is not None:
-            spool.close()
-    return False
-
-
-def spool_paths(root: Path) -> list[Path]:
-    """Folders of spools below `root`."""
-    return sorted(path.parent for path in root.glob("*/target"))
-
-
-def found_spools(root: Path) -> list[SpoolInfo]:
-    """Every spool below `root`, also those being written."""
-    infos = []
-    for path in spool_paths(root):
-        try:
-            spool = Spool.open(path)
-            reader = spool or Spool(path, read_target(path))
-            blocks, size = _waiting(reader)
-        except (OSError, msgspec.DecodeError):
-            continue  # delivered meanwhile
-        if spool is not None:
-            spool.close()
-        else:
-            reader._close_reading()  # noqa: SLF001  (the lock is another's)
-        target = reader.target
-        infos.append(
-            SpoolInfo(str(path), target.target, target.sweep, target.writer, target.name, blocks, size, spool is None)
-        )
-    return infos
-
-
-def _waiting(spool: Spool) -> tuple[int, int]:
-    """Blocks, and bytes of their values, beyond what is known to have arrived."""
-    known, blocks, size = spool.acknowledged(), 0, 0
-    for segment in spool.segments():
-        for frame, _ in spool.frames(segment, 0, spool.whole(segment)):
-            if frame.kind == "block" and msgspec.json.decode(frame.header, type=Block).n > known:
-                blocks, size = blocks + 1, size + frame.length
-    return blocks, size
-
-
-resolve(Open, End, SpoolTarget, SpoolInfo)
+resolve(Open, End, SpoolTarget)

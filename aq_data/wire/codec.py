@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 from urllib.parse import quote
@@ -18,10 +18,12 @@ __all__ = [
     "CSV",
     "JSON",
     "NPY",
+    "PIECE",
     "RAW",
     "MultipartBody",
     "Part",
     "array_pieces",
+    "in_pieces",
     "little_endian",
     "raw_view",
     "text_bytes",
@@ -106,6 +108,19 @@ class Part:
                 yield piece
 
 
+def in_pieces(contents: Iterable[Buffer]) -> Iterator[bytes]:
+    """Contents of any size as pieces of about `PIECE` bytes: each send has its price."""
+    waiting: list[Buffer] = []
+    size = 0
+    for content in contents:
+        waiting.append(content)
+        size += len(content)
+        if size >= PIECE:
+            yield b"".join(waiting)
+            waiting, size = [], 0
+    yield b"".join(waiting)
+
+
 class MultipartBody:
     """A multipart/form-data body of known length (RFC 7578), iterated once; `close` it afterwards."""
 
@@ -140,16 +155,8 @@ class MultipartBody:
         return f"--{self._boundary}--\r\n".encode()
 
     def __iter__(self) -> Iterator[bytes]:
-        """The body in pieces of about `PIECE` bytes: heads and small parts go together, each send has its price."""
-        waiting: list[Buffer] = []
-        size = 0
-        for content in self._contents():
-            waiting.append(content)
-            size += len(content)
-            if size >= PIECE:
-                yield b"".join(waiting)
-                waiting, size = [], 0
-        yield b"".join(waiting)
+        """The body in pieces; heads and small parts go together."""
+        yield from in_pieces(self._contents())
 
     def _contents(self) -> Iterator[Buffer]:
         for part in self._parts:

@@ -48,6 +48,7 @@ from aq_server.service.reading import Reading
 from aq_server.service.reindexing import Reindexing
 from aq_server.service.searching import Searching
 from aq_server.service.signals import Signals
+from aq_server.service.sweep_parts import SweepParts
 from aq_server.service.sweeps import Sweeps
 from aq_server.service.tokens import Tokens
 
@@ -123,7 +124,8 @@ def build_app(config: ServerConfig, stores: Stores, *, ask_for_tokens: bool) -> 
     datafiles = DataFiles(stores.metadata, stores.arrays, signals)
     reading, searching = Reading(datafiles, growing), Searching(stores.metadata, growing)
     webhooks = frozenset(config.webhooks)
-    sweeps = Sweeps(stores.metadata, stores.arrays, growing, folding, signals, webhooks, config.max_save_bytes)
+    limit = config.max_save_bytes
+    sweeps = Sweeps(SweepParts(stores.metadata, stores.arrays, growing, folding, signals, webhooks, limit))
     provided: dict[str, Any] = {
         "growing": growing,
         "sweeps": sweeps,

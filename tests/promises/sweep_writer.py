@@ -22,7 +22,8 @@ import aq_data
 import aq_data.client.http
 import aq_data.client.sweeps
 from aq_data.client.live import push
-from aq_data.client.spool import Spool, spool_paths
+from aq_data.client.spool import Spool
+from aq_data.client.spools import spool_paths
 from aq_data.errors import ConflictError, NotFoundError, UnavailableError
 
 aq_data.client.http.FIRST_PAUSE = 0.01

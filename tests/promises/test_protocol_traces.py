@@ -24,7 +24,8 @@ from aq_server.service.maintenance import Maintenance
 from aq_server.service.notices import Notices
 from aq_server.service.reading import Reading
 from aq_server.service.signals import Signals
-from aq_server.service.sweeps import Opening, Sweeps
+from aq_server.service.sweep_parts import SweepParts
+from aq_server.service.sweeps import Sweeps
 
 from aq_data.errors import ConflictError, UnavailableError
 from aq_data.models.arrays import NewArray
@@ -134,14 +135,15 @@ class Server:
         self.arrays, self.folder, signals = ArrayStore(self.blobs), Folder(self.blobs), Signals()
         self.growing = Growing(self.metadata, self.folder, 60.0)
         self.folding = Folding(self.metadata, self.arrays, self.folder, signals, Notices(self.metadata, None))
-        self.sweeps = Sweeps(self.metadata, self.arrays, self.growing, self.folding, signals, frozenset(), 1 << 30)
+        parts = SweepParts(self.metadata, self.arrays, self.growing, self.folding, signals, frozenset(), 1 << 30)
+        self.sweeps = Sweeps(parts)
         self.datafiles = DataFiles(self.metadata, self.arrays, signals)
         self.reading = Reading(self.datafiles, self.growing)
 
     async def open(self, shape: int | None = None, chunk: int = 2) -> Plan:
         """A sweep with the variable y along x."""
         array = NewSweepArray("y", "<f8", (shape,), ("x",), chunks=(chunk,))
-        document, _ = await Opening(self.sweeps, NewSweep(name="trace", arrays=(array,)), None).commit()
+        document, _ = await self.sweeps.begin_open(NewSweep(name="trace", arrays=(array,)), None).commit()
         return (await self.metadata.sweeps.get(document.id))[0]
 
     async def write(self, plan: Plan, n: int, values: list[float], start: int | None = 0, writer: str = "w") -> None:

@@ -20,7 +20,8 @@ from aq_data.errors import QueryError, UnavailableError
 from aq_data.models.datafile import DataFile, make_id
 from aq_data.models.query import matches, parse_filter
 from aq_data.models.terms import SortKey, parse_path, parse_sort, sort_key, terms
-from aq_data.storage.metadata.store import MetadataStore, Page, Record, Token
+from aq_data.storage.metadata.record import Record
+from aq_data.storage.metadata.store import MetadataStore, Page, Token
 
 T = TypeVar("T")
 OpenStore = Callable[[str], MetadataStore]

@@ -21,7 +21,8 @@ from aq_data.errors import AqDataError, ConflictError, NotFoundError, Unavailabl
 from aq_data.models import sweep as sweeps
 from aq_data.models.arrays import ArrayInfo
 from aq_data.models.sweep import Block, Ending, Piece, Placed, Plan, Region, Seal, State, place
-from aq_data.storage.metadata.store import MetadataStore, Record
+from aq_data.storage.metadata.record import Record
+from aq_data.storage.metadata.store import MetadataStore
 from aq_data.storage.metadata.sweeplog import Incoming, Row, Tail
 
 T = TypeVar("T")

@@ -24,7 +24,7 @@ from aq_data.storage.metadata._sql import (
     UNFOLDED_BYTES,
     UPDATE_SWEEP,
 )
-from aq_data.storage.metadata.store import Record
+from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.sweeplog import Appended, Incoming, Row, SweepLog, Tail
 
 __all__ = ["SqliteSweeps"]

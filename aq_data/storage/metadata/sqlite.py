@@ -36,7 +36,8 @@ from aq_data.storage.metadata._sql import (
     page_statement,
 )
 from aq_data.storage.metadata._sweeps import SqliteSweeps
-from aq_data.storage.metadata.store import MetadataStore, Page, Record, Token
+from aq_data.storage.metadata.record import Record
+from aq_data.storage.metadata.store import MetadataStore, Page, Token
 from aq_data.storage.metadata.sweeplog import SweepLog
 
 __all__ = ["SqliteStore"]

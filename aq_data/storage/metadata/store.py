@@ -4,27 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
 
 import msgspec
 
-from aq_data.models.datafile import DataFile, DataFileId
+from aq_data.models.datafile import DataFileId
 from aq_data.models.query import Node
 from aq_data.models.structs import resolve
 from aq_data.models.terms import SortKey
+from aq_data.storage.metadata.record import Record
+from aq_data.storage.metadata.sweeplog import SweepLog
 
-if TYPE_CHECKING:
-    from aq_data.storage.metadata.sweeplog import SweepLog
-
-__all__ = ["MetadataStore", "Page", "Record", "Token"]
-
-
-class Record(msgspec.Struct, frozen=True):
-    """A document with what only the server needs: the blob prefix of its attempt and the digest of the save request."""
-
-    document: DataFile
-    attempt: str
-    digest: str
+__all__ = ["MetadataStore", "Page", "Token"]
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -129,4 +119,4 @@ class MetadataStore(ABC):
         """Finish what was begun and let go of the database. No other call may follow."""
 
 
-resolve(Record, Page, Token)
+resolve(Page, Token)

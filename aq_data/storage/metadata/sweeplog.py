@@ -10,7 +10,7 @@ from typing import Literal
 from aq_data.errors import AqDataError
 from aq_data.models.datafile import DataFileId
 from aq_data.models.sweep import Block, Ending, Placed, Plan, State
-from aq_data.storage.metadata.store import Record
+from aq_data.storage.metadata.record import Record
 
 __all__ = ["Appended", "Incoming", "Row", "SweepLog", "Tail"]
 

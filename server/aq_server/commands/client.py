@@ -14,7 +14,8 @@ import msgspec
 import numpy as np
 
 import aq_data
-from aq_data.client.spool import Spool, SpoolInfo, found_spools, spool_root
+from aq_data.client.spool import Spool
+from aq_data.client.spools import SpoolInfo, found_spools, spool_root
 from aq_data.connecting import open_client
 from aq_data.errors import AqDataError, NotFoundError, ValidationError
 from aq_data.models.values import from_tagged, to_tagged

@@ -25,7 +25,8 @@ from aq_server.routes.bodies import AnyRequest, FormPart, body_pieces, decode_js
 from aq_server.routes.datafiles import ARRAY_PART, document_response
 from aq_server.routes.openapi import BINARY, header, json_object, operation, refusals
 from aq_server.service.following import Event, Following
-from aq_server.service.sweeps import Opening, Sweeps
+from aq_server.service.opening import Opening
+from aq_server.service.sweeps import Sweeps
 
 __all__ = ["EventRoutes", "SweepRoutes"]
 
@@ -81,7 +82,7 @@ class SweepRoutes(Controller):
         user = request.scope["state"].get("user")
         media = media_type(request)
         if media == JSON:
-            opening = Opening(sweeps, await json_body(request, NewSweep, config.max_document_bytes), user)
+            opening = sweeps.begin_open(await json_body(request, NewSweep, config.max_document_bytes), user)
         elif media == "multipart/form-data":
             opening = await _receive(request, sweeps, config, user)
         else:
@@ -190,7 +191,7 @@ async def _receive(request: AnyRequest, sweeps: Sweeps, config: ServerConfig, us
         elif opening is None:
             assert document is not None
             if event is None:
-                opening = Opening(sweeps, decode_json(bytes(document), NewSweep, "document"), user)
+                opening = sweeps.begin_open(decode_json(bytes(document), NewSweep, "document"), user)
             else:
                 document += event
                 if len(document) > config.max_document_bytes:

@@ -30,7 +30,8 @@ from aq_data.models.datafile import (
 )
 from aq_data.models.values import format_instant
 from aq_data.storage.arrays.store import ArrayStore
-from aq_data.storage.metadata.store import MetadataStore, Record
+from aq_data.storage.metadata.record import Record
+from aq_data.storage.metadata.store import MetadataStore
 from aq_server.service.saving import FileWriter, Save, file_key, now
 from aq_server.service.signals import Signals
 

@@ -18,7 +18,8 @@ from aq_data.models.structs import resolve
 from aq_data.models.sweep import Plan, State
 from aq_data.storage.arrays.folding import Folder
 from aq_data.storage.arrays.manifest import Segment
-from aq_data.storage.metadata.store import MetadataStore, Record
+from aq_data.storage.metadata.record import Record
+from aq_data.storage.metadata.store import MetadataStore
 from aq_server.service.signals import Signals
 
 __all__ = ["Event", "Following"]

@@ -20,7 +20,8 @@ from aq_data.storage.arrays.chunking import chunk_grid
 from aq_data.storage.arrays.format import array_document, chunk_key, decode_chunk
 from aq_data.storage.arrays.manifest import NOTHING, PART
 from aq_data.storage.arrays.store import ArrayStore, group_prefix
-from aq_data.storage.metadata.store import MetadataStore, Record
+from aq_data.storage.metadata.record import Record
+from aq_data.storage.metadata.store import MetadataStore
 from aq_server.service.copies import read_copy
 from aq_server.service.datafiles import TOMBSTONE, write_newest_copy
 from aq_server.service.sweep_maintenance import SweepMaintenance

@@ -20,7 +20,7 @@ from aq_data.storage.arrays.format import array_document, chunk_key, encode_chun
 from aq_data.storage.arrays.growing import GrowingArray, ObjectGoneError, View
 from aq_data.storage.arrays.manifest import NOTHING
 from aq_data.storage.arrays.store import SLAB_BYTES, ArrayStore, group_prefix
-from aq_data.storage.metadata.store import Record
+from aq_data.storage.metadata.record import Record
 from aq_server.service.datafiles import DataFiles
 from aq_server.service.growing import Growing
 

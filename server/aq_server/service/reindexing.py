@@ -11,7 +11,8 @@ from aq_data.models.datafile import check_document
 from aq_data.models.structs import resolve
 from aq_data.storage.arrays.format import chunk_key
 from aq_data.storage.arrays.store import ArrayStore, group_prefix
-from aq_data.storage.metadata.store import MetadataStore, Record
+from aq_data.storage.metadata.record import Record
+from aq_data.storage.metadata.store import MetadataStore
 from aq_server.service.copies import read_copy
 from aq_server.service.datafiles import TOMBSTONE
 from aq_server.service.maintenance import measured_chunks

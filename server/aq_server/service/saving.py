@@ -23,7 +23,8 @@ from aq_data.models.values import format_instant
 from aq_data.storage.arrays.blobs import Upload
 from aq_data.storage.arrays.store import ArrayStore, group_prefix
 from aq_data.storage.arrays.writing import ArrayWriter
-from aq_data.storage.metadata.store import MetadataStore, Record
+from aq_data.storage.metadata.record import Record
+from aq_data.storage.metadata.store import MetadataStore
 
 __all__ = ["FileWriter", "Save", "file_key", "now"]
 

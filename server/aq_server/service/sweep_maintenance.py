@@ -19,7 +19,8 @@ from aq_data.storage.arrays.format import decode_chunk
 from aq_data.storage.arrays.growing import View
 from aq_data.storage.arrays.manifest import NOTHING, PART, Manifest, cell_key, decode_mask, open_prefix, plan_key
 from aq_data.storage.arrays.store import ArrayStore
-from aq_data.storage.metadata.store import MetadataStore, Record
+from aq_data.storage.metadata.record import Record
+from aq_data.storage.metadata.store import MetadataStore
 from aq_server.service.saving import now
 
 __all__ = ["SweepMaintenance"]
