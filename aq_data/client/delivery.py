@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import msgspec
 import numpy as np
 
@@ -24,6 +25,8 @@ __all__ = ["Delivery", "SpoolDamagedError"]
 BATCH_BYTES = 4 << 20
 BATCH_BLOCKS = 5000
 """One request carries about so much; what is larger goes alone and streams from the disk."""
+PATIENCE = httpx.Timeout(120.0, connect=5.0)
+"""A server whose log is full answers late; one that says nothing for so long is gone, and is tried again."""
 MERGED_BYTES = 1 << 20
 """Calls that continue one another become one block up to so many bytes: the server then keeps one row of them."""
 TRIES = 3
@@ -204,7 +207,8 @@ class Delivery:
         def pieces() -> Iterator[bytes]:
             return in_pieces(piece for part in parts for piece in part())
 
-        answer = decoded(self._http.request("POST", blocks_path(self._spool.target.sweep), Body(pieces, size, RAW)))
+        body = Body(pieces, size, RAW)
+        answer = decoded(self._http.request("POST", blocks_path(self._spool.target.sweep), body, timeout=PATIENCE))
         last = batch.frames[-1][1].n
         if answer["acknowledged"].get(self._spool.target.writer, 0) < last:
             raise CorruptionError(f"the server acknowledged {answer['acknowledged']} of blocks up to {last}")

@@ -78,7 +78,7 @@ class Sweep:
             self._variables.learn_chunks(self._delivery.chunks)
         except (UnavailableError, RateLimitError) as exc:
             self._away = exc
-            log.warning("the server is away; the sweep begins in its spool", extra={"fields": {"spool": str(self.spool)}})
+            log.warning("sweep %s begins in its spool %s: %s", self.id, self.spool, exc)
         self._thread.start()
 
     @property
@@ -238,7 +238,8 @@ class Sweep:
     def __repr__(self) -> str:
         lag = self.lag
         state = "ended" if self._delivery.ended is not None else f"{lag.blocks} of {self._accepted} blocks behind"
-        return f"<Sweep {self.id} {state}, spool {self.spool}>"
+        away = f" ({self._away})" if self._away is not None else ""
+        return f"<Sweep {self.id} {state}{away}, spool {self.spool}>"
 
     # --- the thread ------------------------------------------------------------------------------------------------
 
@@ -256,6 +257,8 @@ class Sweep:
                 if is_ours or isinstance(exc, SpoolDamagedError) or self._http.client.is_closed:
                     self._fail(exc)
                     return
+                if self._away is None:
+                    log.warning("sweep %s goes on in its spool %s: %s", self.id, self.spool, exc)
                 self._away = exc
                 self._spool.sync()
                 self._stopping.wait(pause * random.uniform(0.7, 1.3))  # noqa: S311  (jitter, not a secret)
