@@ -99,7 +99,8 @@ class State(msgspec.Struct, frozen=True):
 
     `writers` holds the last number of each writer, `extents` the length of each growing dim, `touched` the variables
     written so far, `manifest` names the map of chunks (`<cut>-<token>`, empty before the first fold). `token` counts
-    leases; `leased_until` is when the last one may be taken over. `told` lists the addresses told of the end.
+    leases; `leased_until` is when the last one may be taken over. `revisions` are those of the document while it is open,
+    each with the `head` it came after. `told` lists the addresses told of the end.
     """
 
     extents: dict[str, int]
@@ -115,6 +116,7 @@ class State(msgspec.Struct, frozen=True):
     folded_at: float = 0.0
     seal: Seal | None = None
     ended_revision: int = 0
+    revisions: tuple[tuple[int, int], ...] = ()
     told: tuple[str, ...] = ()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -65,3 +67,24 @@ def test_followers_get_every_block_and_the_end(client):
     assert [event.data["seq"] for event in events[:5]] == [1, 2, 3, 4, 5]
     assert list(client.follow(sweep.id, after=events[2].id)) == events[3:]
     assert isinstance(events[0], aq_data.Event)
+
+
+def test_events_have_one_order_and_one_id_for_every_follower(client):
+    """One that watches live, one that comes late, and one that goes on from any event: the same events with the same ids."""
+    sweep = client.sweep("x", dims={"x": None}, variables={"y": ("f8", "x")})
+    live: list[aq_data.Event] = []
+    follower = threading.Thread(target=lambda: live.extend(client.follow(sweep.id)))
+    follower.start()
+    for i in range(12):
+        sweep.append(y=float(i), x=float(i))
+        sweep.flush()
+        if i % 3 == 0:
+            client.update(sweep.id, {"comment": f"at {i}"})
+    sweep.finish()
+    follower.join()
+    late = list(client.follow(sweep.id))
+    assert live == late
+    kinds = "".join(event.kind[0] for event in late)
+    assert kinds == "bmbbbmbbbmbbbmbbf"
+    for i, event in enumerate(late[:-1]):
+        assert list(client.follow(sweep.id, after=event.id)) == late[i + 1 :]

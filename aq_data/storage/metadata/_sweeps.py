@@ -204,6 +204,11 @@ class SqliteSweeps(SweepLog):
 
         return await self._step(id, step)
 
+    def note_revision(self, connection: sqlite3.Connection, id: DataFileId, revision: int) -> None:
+        """Inside the transaction that changes the document of an open sweep: say after which block it did."""
+        number, plan, state = self._load(connection, id)
+        _store(connection, number, plan, replace(state, revisions=(*state.revisions, (revision, state.head))))
+
     async def tell(self, id: DataFileId, address: str) -> None:
         def step(_: sqlite3.Connection, __: int, ___: Plan, state: State) -> tuple[State, None]:
             return (replace(state, told=(*state.told, address)) if address not in state.told else state), None

@@ -165,6 +165,8 @@ class SqliteStore(MetadataStore):
             (document.revision, document.state == "deleted", record.attempt, record.digest, encoded, row[0]),
         )
         self._index.replace(connection, row[0], row[1], encoded)
+        if document.sweep is not None and document.state == "open":
+            self._sweeps.note_revision(connection, document.id, document.revision)
         return True
 
     async def bar(self, id: DataFileId, key: str) -> None:

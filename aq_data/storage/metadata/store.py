@@ -65,7 +65,8 @@ class MetadataStore(ABC):
     async def replace(self, record: Record, expected_revision: int, publishes: str = "") -> bool:
         """Put `record` in place of the one with its id if that has `expected_revision`; False, changing nothing, if not.
 
-        `publishes` names an attached-file key that becomes visible with it; UnavailableError when that was barred.
+        `publishes` names an attached-file key that becomes visible with it; UnavailableError when that was barred. Of an
+        open sweep it is noted in the same step after which block the revision came (`State.revisions`).
         """
 
     @abstractmethod

@@ -1,7 +1,8 @@
 """Following a DataFile: every event once, from any point on, out of what is stored.
 
 Nothing is queued for a follower. It reads the log at its own pace, from the position it was at: a slow one costs the writer
-nothing and misses nothing. An event's id is that position, `<blocks>-<revision>`.
+nothing and misses nothing. An event's id is that position, `<blocks>-<revision>`, the same for every follower: the log knows
+after which block each revision came.
 """
 
 from __future__ import annotations
@@ -83,26 +84,39 @@ class Following:
 
     async def _next(self, id: str, seq: int, revision: int) -> tuple[list[Event], int, int, bool]:
         """Events after a position, the position after them, and whether there are more at once."""
-        # The document first: when it says that the sweep has ended, the blocks read after it are all there will ever be.
         record = await self._record(id)
-        document, events, ended = record.document, [], 1
-        if document.sweep is not None:
-            plan, state = await self._metadata.sweeps.get(id)
-            ended = state.ended_revision
-            for seq_, header in await self._blocks(plan, state, seq):
-                seq = seq_
-                events.append(Event(f"{seq}-{revision}", "block", header))
-            if seq < state.head:  # a page ends with its segment: the end of the sweep must not overtake blocks
-                return events, seq, revision, True
-            revision = max(revision, 1)
-        for number in range(revision + 1, document.revision + 1):
-            revision = number
-            if number == ended:
-                events.append(self._end(record, f"{seq}-{number}"))
-            else:
-                data = msgspec.json.encode({"revision": number})
-                events.append(Event(f"{seq}-{number}", "metadata", data))
+        if record.document.sweep is None:
+            numbers = range(revision + 1, record.document.revision + 1)
+            events = [self._changed(record, number, 1, 0) for number in numbers]
+            return events, 0, max(revision, record.document.revision), False
+        plan, state = await self._metadata.sweeps.get(id)
+        revision, changes = max(revision, 1), list(state.revisions)
+        if state.ended_revision:
+            # Read after the state: what came since the end comes after every block.
+            record = await self._record(id)
+            last = changes[-1][0] if changes else 1
+            changes += [(number, state.head) for number in range(last + 1, record.document.revision + 1)]
+        changes = [change for change in changes if change[0] > revision]
+        events = []
+        for position, header in await self._blocks(plan, state, seq):
+            if position > state.head:
+                break  # newer than the changes we know of
+            while changes and changes[0][1] < position:
+                revision = changes.pop(0)[0]
+                events.append(self._changed(record, revision, state.ended_revision, seq))
+            seq = position
+            events.append(Event(f"{seq}-{revision}", "block", header))
+        if seq < state.head:  # a page ends with its segment
+            return events, seq, revision, True
+        for revision, _ in changes:
+            events.append(self._changed(record, revision, state.ended_revision, seq))
         return events, seq, revision, False
+
+    def _changed(self, record: Record, revision: int, ended: int, seq: int) -> Event:
+        """The event of a revision: the end, or a change of the metadata."""
+        if revision == ended:
+            return self._end(record, f"{seq}-{revision}")
+        return Event(f"{seq}-{revision}", "metadata", msgspec.json.encode({"revision": revision}))
 
     def _end(self, record: Record, position: str) -> Event:
         document = record.document
