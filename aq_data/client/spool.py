@@ -309,6 +309,11 @@ class Spool:
         """Whether no frame is whole: its process was killed before anything was accepted."""
         return all(self.whole(segment) == 0 for segment in self.segments())
 
+    def mark_refused(self, reason: str) -> None:
+        """Remember why the server did not take it, for who asks what waits."""
+        with suppress(OSError):
+            (self.path / "refused").write_text(reason)
+
     def mark_delivering(self) -> None:
         """Say that a process other than its writer is delivering this spool: see `is_being_delivered`."""
         with suppress(OSError):

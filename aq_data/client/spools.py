@@ -15,7 +15,10 @@ __all__ = ["SpoolInfo", "found_spools", "is_being_delivered", "spool_paths", "sp
 
 
 class SpoolInfo(msgspec.Struct, frozen=True):
-    """What `aq-data spool ls` shows. `blocks` and `bytes` are what is not known to have arrived; `live`: being written."""
+    """What `aq-data spool ls` shows. `blocks` and `bytes` are what is not known to have arrived; `live`: being written.
+
+    `refused` is why the server did not take it when it was last tried.
+    """
 
     path: str
     target: str
@@ -25,6 +28,7 @@ class SpoolInfo(msgspec.Struct, frozen=True):
     blocks: int
     bytes: int
     live: bool
+    refused: str = ""
 
 
 def spool_root() -> Path:
@@ -65,9 +69,26 @@ def found_spools(root: Path) -> list[SpoolInfo]:
             reader._close_reading()  # noqa: SLF001  (the lock is another's)
         target = reader.target
         infos.append(
-            SpoolInfo(str(path), target.target, target.sweep, target.writer, target.name, blocks, size, spool is None)
+            SpoolInfo(
+                str(path),
+                target.target,
+                target.sweep,
+                target.writer,
+                target.name,
+                blocks,
+                size,
+                spool is None,
+                _refused(path),
+            )
         )
     return infos
+
+
+def _refused(path: Path) -> str:
+    try:
+        return (path / "refused").read_text()
+    except OSError:
+        return ""
 
 
 def _waiting(spool: Spool) -> tuple[int, int]:

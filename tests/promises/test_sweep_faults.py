@@ -27,8 +27,9 @@ from sweeping import check_events, quiet_port, wait_for
 from test_faults import CUT_ANSWER, CUT_REQUEST, DELAY, DROP_ANSWER, Fault, Wire, small_disk
 
 import aq_data
+from aq_data.client.spools import found_spools, spool_root
 from aq_data.client.sweeps import Sweep
-from aq_data.errors import StorageError, UnavailableError
+from aq_data.errors import NotFoundError, StorageError, UnavailableError
 from aq_data.models.datafile import make_id
 
 SEED = int(os.environ.get("AQ_DATA_SEED") or secrets.randbits(32))
@@ -430,3 +431,20 @@ class TestFullServer:
             filler.unlink()
             sweep.flush(30)
             assert_rows(client, sweep.id, 399, "open")
+
+
+def test_a_spool_that_the_server_does_not_take_says_why(data, serve, tmp_path):
+    """Of a sweep that was deleted meanwhile: it stays, `spool ls` shows the reason, nothing else is held up."""
+    server = serve()
+    with aq_data.connect(server.url) as client:
+        sweep = client.sweep("x", dims={"x": None}, variables={"y": ("f8", "x")})
+        sweep.append(y=1.0, x=1.0)
+        sweep.flush()
+        client.delete(sweep.id)
+        sweep.append(y=2.0, x=2.0)
+        with pytest.raises(NotFoundError):
+            sweep.flush()
+        assert [outcome.error.code for outcome in client.deliver()] == ["deleted"]
+        (info,) = found_spools(spool_root())
+        assert info.blocks == 1
+        assert "was deleted" in info.refused

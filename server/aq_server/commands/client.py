@@ -202,7 +202,7 @@ def run_spool(options: argparse.Namespace) -> int:
             if options.json:
                 _print(msgspec.to_builtins(info))
             else:
-                state = "being written" if info.live else "left behind"
+                state = "being written" if info.live else f"refused: {info.refused}" if info.refused else "left behind"
                 print(f"{info.sweep}.{info.writer}  {info.blocks} blocks, {info.bytes} bytes, {state}, for {info.target}")
         if not infos and not options.json:
             print(f"nothing waits in {spool_root()}")
