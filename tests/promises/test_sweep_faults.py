@@ -444,7 +444,7 @@ def test_a_spool_that_the_server_does_not_take_says_why(data, serve, tmp_path):
         sweep.append(y=2.0, x=2.0)
         with pytest.raises(NotFoundError):
             sweep.flush()
-        assert [outcome.error.code for outcome in client.deliver()] == ["deleted"]
+        assert [outcome.error.code for outcome in client.deliver()] == ["id_taken"]
         (info,) = found_spools(spool_root())
         assert info.blocks == 1
         assert "was deleted" in info.refused
