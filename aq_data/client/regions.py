@@ -18,6 +18,8 @@ __all__ = ["Variables"]
 
 Buffer = bytes | memoryview
 
+SMALL_BYTES = 1 << 14
+
 
 @dataclass(frozen=True, slots=True)
 class _Variable:
@@ -96,7 +98,9 @@ class Variables:
                 encoded = text_bytes(array)
                 size: int | None = len(encoded)
             else:
-                encoded, size = raw_view(np.ascontiguousarray(array)), None
+                # A copy of a few bytes costs less than a view of them.
+                encoded = array.tobytes() if array.nbytes < SMALL_BYTES else raw_view(np.ascontiguousarray(array))
+                size = None
             append = dim if along is not None else None
             pieces.append(Piece(variable.name, shape, variable.dtype_name, start, append, size))
             buffers.append(encoded)
@@ -197,6 +201,7 @@ def _index(variable: _Variable, dim: str, place: int, size: int | None) -> int:
 
 _KINDS: dict[type, str] = {bool: "b", int: "iufc", float: "fc", complex: "c"}
 _PYTHON = (list, tuple, bool, int, float, complex, str, bytes)
+_AS_WIDE_AS_PYTHON = (np.dtype("f8"), np.dtype("c16"), np.dtype("?"))
 _GROUPS = {"b": "bool", "i": "number", "u": "number", "f": "number", "c": "number", "M": "instant", "m": "duration"}
 
 
@@ -229,14 +234,16 @@ def _converted(variable: _Variable, value: Any) -> np.ndarray[Any, Any]:
 
 def _scalar(variable: _Variable, value: Any) -> np.ndarray[Any, Any]:
     """A Python number. A float is rounded to what the dtype has: Python knows no shorter ones; an int is kept or refused."""
+    dtype = variable.dtype
+    if dtype in _AS_WIDE_AS_PYTHON and type(value) is not int:
+        return np.array(value, dtype)
     try:
         with np.errstate(over="ignore"):
-            array = np.array(value, variable.dtype)
+            array = np.array(value, dtype)
     except OverflowError as exc:
         raise _wrong(variable, f"the number {value}") from exc
-    if type(value) is int and variable.dtype.kind in "fc" and array.item() != value:
-        raise _wrong(variable, f"the number {value}")
-    if type(value) is not int and variable.dtype.itemsize < 16 and np.isfinite(value) and not np.isfinite(array):
+    is_changed = array.item() != value if type(value) is int else np.isfinite(value) and not np.isfinite(array)
+    if is_changed:
         raise _wrong(variable, f"the number {value}")
     return array
 

@@ -155,7 +155,8 @@ class Sweep:
                 if len(self._ages) >= AGES:
                     self._ages.pop()
                 self._ages.append((n, instant))
-        self._wake.set()
+        if not self._wake.is_set():
+            self._wake.set()
 
     def flush(self, timeout: float | None = None) -> None:
         """Return when everything written so far is on the server's disk.
