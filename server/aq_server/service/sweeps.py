@@ -25,6 +25,9 @@ from aq_server.service.sweep_parts import SweepParts
 __all__ = ["SweepStatus", "Sweeps"]
 
 
+KEPT_PLANS = 1000
+
+
 class SweepStatus(msgspec.Struct, frozen=True):
     """What `GET /sweeps/{id}` answers. `writers` has the last stored number of each writer, `arrays` are as declared."""
 
@@ -47,6 +50,7 @@ class Sweeps:
 
     def __init__(self, parts: SweepParts) -> None:
         self._parts = parts
+        self._plans: dict[str, Plan] = {}
 
     def begin_open(self, new: NewSweep, user: str | None) -> Opening:
         """Check a declaration and begin to open; `user` (from a token) takes the place of the client's word."""
@@ -54,8 +58,15 @@ class Sweeps:
 
     async def begin_append(self, id: str) -> Appending:
         """Begin to take blocks; NotFoundError when there is no such sweep. A full log makes this wait."""
-        plan, state = await self._parts.metadata.sweeps.get(id.lower())
-        await self._parts.folding.make_room(plan.id, state)
+        id = id.lower()
+        plan = self._plans.get(id)
+        if plan is None:
+            # Plans never change; what has changed since is found when the blocks are stored.
+            plan, state = await self._parts.metadata.sweeps.get(id)
+            await self._parts.folding.make_room(plan.id, state)
+            if len(self._plans) >= KEPT_PLANS:
+                self._plans.clear()
+            self._plans[id] = plan
         return Appending(self._parts, plan)
 
     async def end(self, id: str, outcome: Literal["complete", "abandoned"], ending: Ending) -> DataFile:
