@@ -131,14 +131,19 @@ class RemoteArray:
         return f"<{self.name} ({dims}) {'text' if self.dtype.kind in 'OT' else self.dtype}{units}>"
 
 
-def read_selection(http: Http, id: str, name: str, dtype: np.dtype[Any], selection: Selection) -> np.ndarray[Any, Any]:
-    """The selected values of one array, of `selection.shape`: one request, or several for very long lists of positions."""
+def read_selection(
+    http: Http, id: str, name: str, dtype: np.dtype[Any], selection: Selection, head: int | None = None
+) -> np.ndarray[Any, Any]:
+    """The selected values of one array, of `selection.shape`: one request, or several for very long lists of positions.
+
+    With `head` as of that block of an open sweep; ConflictError when it is gone.
+    """
     text = format_selection(selection, explicit=True)
     if len(text) > URL_CHARACTERS:
-        return _in_parts(http, id, name, dtype, selection)
+        return _in_parts(http, id, name, dtype, selection, head)
     if 0 in selection.shape:
         return np.empty(selection.shape, dtype)
-    params = {"sel": text} if text else {}
+    params = ({"sel": text} if text else {}) | ({"head": str(head)} if head is not None else {})
     if dtype.kind in "OT":
         return _read_text(http, array_path(id, name), params, dtype, selection.shape)
     try:
@@ -146,10 +151,12 @@ def read_selection(http: Http, id: str, name: str, dtype: np.dtype[Any], selecti
     except UnavailableError as exc:
         if not exc.details.get("broke") or math.prod(selection.shape) * dtype.itemsize <= STREAMED_FROM:
             raise
-        return _in_halves(http, id, name, dtype, selection)
+        return _in_halves(http, id, name, dtype, selection, head)
 
 
-def _in_halves(http: Http, id: str, name: str, dtype: np.dtype[Any], selection: Selection) -> np.ndarray[Any, Any]:
+def _in_halves(
+    http: Http, id: str, name: str, dtype: np.dtype[Any], selection: Selection, head: int | None
+) -> np.ndarray[Any, Any]:
     """For answers that broke off: an error in the middle of a stream has no words, a small request is told what is wrong."""
     cut = next(i for i, axis in enumerate(selection.axes) if axis.count > 1)
     axis, half = selection.axes[cut], selection.axes[cut].count // 2
@@ -158,10 +165,12 @@ def _in_halves(http: Http, id: str, name: str, dtype: np.dtype[Any], selection: 
         Selection((*selection.axes[:cut], part, *selection.axes[cut + 1 :]))
         for part in (axis.part(0, half), axis.part(half, axis.count))
     ]
-    return np.concatenate([read_selection(http, id, name, dtype, part) for part in parts], axis=position)
+    return np.concatenate([read_selection(http, id, name, dtype, part, head) for part in parts], axis=position)
 
 
-def _in_parts(http: Http, id: str, name: str, dtype: np.dtype[Any], selection: Selection) -> np.ndarray[Any, Any]:
+def _in_parts(
+    http: Http, id: str, name: str, dtype: np.dtype[Any], selection: Selection, head: int | None
+) -> np.ndarray[Any, Any]:
     """Along the axis with the longest list: its span fetched whole where that is dense, else the list in halves."""
     longest = max(range(len(selection.axes)), key=lambda i: len(selection.axes[i].picks or ()))
     axis = selection.axes[longest]
@@ -173,11 +182,11 @@ def _in_parts(http: Http, id: str, name: str, dtype: np.dtype[Any], selection: S
         return Selection((*selection.axes[:longest], other, *selection.axes[longest + 1 :]))
 
     if len(picks) >= DENSE * span:
-        values = read_selection(http, id, name, dtype, with_axis(Axis(axis.size, low, 1, span)))
+        values = read_selection(http, id, name, dtype, with_axis(Axis(axis.size, low, 1, span)), head)
         return np.take(values, picks - low, axis=position)
     half = len(picks) // 2
     parts = (axis.part(0, half), axis.part(half, len(picks)))
-    return np.concatenate([read_selection(http, id, name, dtype, with_axis(part)) for part in parts], axis=position)
+    return np.concatenate([read_selection(http, id, name, dtype, with_axis(part), head) for part in parts], axis=position)
 
 
 def _read_raw(http: Http, path: str, params: dict[str, str], values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -13,7 +13,7 @@ from aq_data.client.html import datafile_html, hits_html
 from aq_data.client.http import Body, Http
 from aq_data.client.outgoing import outgoing_files
 from aq_data.client.progress import progress
-from aq_data.errors import CorruptionError, NotFoundError
+from aq_data.errors import ConflictError, CorruptionError, NotFoundError, UnavailableError
 from aq_data.models.terms import path_segments
 from aq_data.models.values import from_tagged
 from aq_data.wire.routes import datafile_path, file_path
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = ["DataFile", "Hits"]
+
+LOAD_TRIES = 8
 
 
 class DataFile:
@@ -119,8 +121,23 @@ class DataFile:
         return self[name].written(selection)
 
     def load(self) -> xr.Dataset:
-        """The whole dataset in memory, equal to the one that was saved."""
-        return self.open().load()
+        """The whole dataset in memory, equal to the one that was saved.
+
+        Of an open sweep it is that of one moment, now: no variable has a block that another lacks. UnavailableError when it
+        grows faster than it can be read whole.
+        """
+        for _ in range(LOAD_TRIES):
+            if self._document.get("state") != "open":
+                return self.open().load()
+            from aq_data.client.xarray import dataset_of
+
+            self.refresh()
+            head = self._document["sweep"].get("head", 0)
+            try:
+                return dataset_of(self._document, self._source, head=head).load()
+            except ConflictError:
+                continue  # folded meanwhile: that moment is gone
+        raise UnavailableError(f"DataFile {self.id} grows faster than it can be read whole; read slices, or try again")
 
     # --- changes ---------------------------------------------------------------------------------------------------
 

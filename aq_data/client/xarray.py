@@ -28,8 +28,10 @@ _URL = re.compile(r"(?:aq-data\+)?(?P<server>https?://[^/]+)/api/v1/datafiles/(?
 class LazyArray(BackendArray):
     """One stored array that xarray indexes: each access is one request for just that part. Pickles to other processes."""
 
-    def __init__(self, source: Source, id: str, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-        self._source, self._id, self._name = source, id, name
+    def __init__(
+        self, source: Source, id: str, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], head: int | None = None
+    ) -> None:
+        self._source, self._id, self._name, self._head = source, id, name, head
         self.dtype, self.shape = dtype, shape
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
@@ -38,11 +40,16 @@ class LazyArray(BackendArray):
 
     def _read(self, key: tuple[Any, ...]) -> np.ndarray[Any, Any]:
         selection = select(key, self.shape, self._name)
-        return read_selection(self._source.http(), self._id, self._name, self.dtype, selection)
+        return read_selection(self._source.http(), self._id, self._name, self.dtype, selection, self._head)
 
 
-def dataset_of(document: dict[str, Any], source: Source, drop_variables: Iterable[str] | None = None) -> xr.Dataset:
-    """A dataset whose values are read when they are used; index coordinates are read now, as xarray's indexes need them."""
+def dataset_of(
+    document: dict[str, Any], source: Source, drop_variables: Iterable[str] | None = None, head: int | None = None
+) -> xr.Dataset:
+    """A dataset whose values are read when they are used; index coordinates are read now, as xarray's indexes need them.
+
+    With `head` all of an open sweep is read as of that block, while that is possible.
+    """
     dropped = set(drop_variables or ())
     variables: dict[str, xr.Variable] = {}
     coordinates: list[str] = []
@@ -51,7 +58,7 @@ def dataset_of(document: dict[str, Any], source: Source, drop_variables: Iterabl
         if name in dropped:
             continue
         shape, dims = tuple(info["shape"]), tuple(info["dims"])
-        lazy = LazyArray(source, document["id"], name, parse_dtype(info["dtype"], name), shape)
+        lazy = LazyArray(source, document["id"], name, parse_dtype(info["dtype"], name), shape, head)
         encoding = {
             "chunks": tuple(info["chunks"]),
             "preferred_chunks": dict(zip(dims, info["chunks"], strict=True)),

@@ -7,8 +7,10 @@ import threading
 import numpy as np
 import pytest
 import xarray as xr
+from aq_server.service import folding
 
 import aq_data
+from aq_data.errors import UnavailableError
 
 
 @pytest.fixture(autouse=True)
@@ -88,3 +90,36 @@ def test_events_have_one_order_and_one_id_for_every_follower(client):
     assert kinds == "bmbbbmbbbmbbbmbbf"
     for i, event in enumerate(late[:-1]):
         assert list(client.follow(sweep.id, after=event.id)) == late[i + 1 :]
+
+
+def test_load_is_one_moment_of_all_variables(client, monkeypatch):
+    """Beside a writer that writes all of three variables over in each block, and eager folding: they always agree."""
+    monkeypatch.setattr(folding, "FOLD_BLOCKS", 7)
+    monkeypatch.setattr(folding, "LOOK_SECONDS", 0.02)
+    variables = {"a": ("i8", "x"), "b": ("i8", ("x", "k")), "c": ("i8", ())}
+    with client.sweep("over", dims={"x": 50, "k": 3}, variables=variables) as sweep:
+        stop = threading.Event()
+
+        def write() -> None:
+            n = 0
+            while not stop.wait(0.003):
+                n += 1
+                sweep.write(a=np.full(50, n), b=np.full((50, 3), n), c=n)
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        seen = []
+        try:
+            while len(seen) < 25 or seen[-1] < 40:
+                try:
+                    data = client.get(sweep.id).load()
+                except UnavailableError:
+                    continue
+                values = {*data.a.values.tolist(), *data.b.values.reshape(-1).tolist(), data.c.item()}
+                assert len(values) == 1
+                seen.append(values.pop())
+        finally:
+            stop.set()
+            writer.join()
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 10

@@ -49,8 +49,10 @@ class ArrayRoutes(Controller):
         summary="A slice of one array",
         description="`sel` has one entry per axis, each applied in turn: `0:10`, `::2`, `-1`, `[3,1,4]`, `...`; missing or "
         "empty it is everything. The format follows `Accept`, or `format` where that is easier. Raw values are C order, "
-        "little-endian; `Array-Dtype` and `Array-Shape` describe them. `ETag` is known without reading the values.",
-        responses=refusals(400, 404, 406, 413),
+        "little-endian; `Array-Dtype` and `Array-Shape` describe them. `ETag` is known without reading the values. `head` "
+        "(the document's `sweep.head`) reads an open sweep as of that block, so that several arrays are of one moment; 409 "
+        "when that is gone.",
+        responses=refusals(400, 404, 406, 409, 413),
         operation_class=operation(
             success={
                 200: ("The values.", dict.fromkeys((RAW, NPY, CSV, ARROW), BINARY) | {JSON: Schema()}),
@@ -67,8 +69,9 @@ class ArrayRoutes(Controller):
         name: FromPath[str],
         sel: FromQuery[str] = "",
         format: FromQuery[str] = "",
+        head: FromQuery[int | None] = None,
     ) -> Response[bytes] | Stream:
-        part = await reading.slice(datafile_id, name, sel)
+        part = await reading.slice(datafile_id, name, sel, head)
         media = _choose(request.headers.get("accept", "*/*"), format, part)
         etag = f'"{part.tag}.{media.rsplit("/", 1)[-1][:12]}"'
         headers = {

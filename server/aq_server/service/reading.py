@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from blake3 import blake3
 
-from aq_data.errors import CorruptionError, NotFoundError, UnavailableError
+from aq_data.errors import ConflictError, CorruptionError, NotFoundError, UnavailableError
 from aq_data.models.arrays import ArrayInfo
 from aq_data.models.selection import Selection, format_selection, parse_selection
 from aq_data.storage.arrays.chunking import chunk_grid
@@ -135,23 +135,34 @@ class Reading:
     def __init__(self, datafiles: DataFiles, growing: Growing) -> None:
         self._datafiles, self._growing, self._arrays = datafiles, growing, datafiles.arrays
 
-    async def source(self, id: str, name: str) -> Source:
-        """One array as of now."""
+    async def source(self, id: str, name: str, head: int | None = None) -> Source:
+        """One array as of now; with `head` as of when a sweep had so many blocks.
+
+        ConflictError (`illegal_state`) when that moment is gone: later blocks lie over it in the chunks already.
+        """
         for _ in range(TRIES):
             record = await self._datafiles.get(id)
             if record.document.state != "open":
+                sweep = record.document.sweep
+                if head is not None and sweep is not None and sweep.head != head:
+                    raise _gone(id, head)
                 array = _array(record.document.id, record.document.arrays, name)
                 return FinishedSource(self._arrays, record, array)
             view = await self._growing.view(record.document.id)
             if not view.state.ended_revision:
                 array = _array(record.document.id, view.arrays(), name)
-                return GrowingSource(self._arrays, view, array, lambda: self.source(id, name))
+                if head is not None:
+                    if not view.state.folded <= head <= view.state.head:
+                        raise _gone(id, head)
+                    rows = tuple(row for row in view.rows if row.placed.seq <= head)
+                    view = View(view.plan, msgspec.structs.replace(view.state, head=head), view.manifest, rows)
+                return GrowingSource(self._arrays, view, array, lambda: self.source(id, name, head))
             await asyncio.sleep(0)
         raise UnavailableError(f"DataFile {id} changes faster than it can be read; try again")
 
-    async def slice(self, id: str, name: str, text: str) -> Slice:
-        """Locate an array and normalise a selection against its shape; reads no chunk."""
-        source = await self.source(id, name)
+    async def slice(self, id: str, name: str, text: str, head: int | None = None) -> Slice:
+        """Locate an array and normalise a selection against its shape; reads no chunk. `head` as in `source`."""
+        source = await self.source(id, name, head)
         return Slice(source.array, parse_selection(text, source.array.shape, name), source, self._arrays)
 
     async def zarr(self, id: str, key: str) -> ZarrBlob:
@@ -204,6 +215,12 @@ class Reading:
                 raise CorruptionError(f"array {array.name!r} of DataFile {id} has lost chunk {rest!r}") from exc
             return await self.zarr(id, key)
         return ZarrBlob(content, tag, False)
+
+
+def _gone(id: str, head: int) -> ConflictError:
+    return ConflictError(
+        f"DataFile {id} cannot be read as of block {head} any more; read its document again", code="illegal_state"
+    )
 
 
 def _array(id: str, arrays: tuple[ArrayInfo, ...], name: str) -> ArrayInfo:
