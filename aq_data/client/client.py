@@ -158,9 +158,10 @@ class Client:
             raise
         return sweep
 
-    def resume_sweep(self, id: str, *, spool: str | os.PathLike[str] | None = None) -> Sweep:
-        """Go on with an open sweep: as a second writer beside others, or after a crash or a stop.
+    def resume_sweep(self, id: str, *, shared: bool = False, spool: str | os.PathLike[str] | None = None) -> Sweep:
+        """Go on with an open sweep: after a crash or a stop, or (`shared`) as one of several writers.
 
+        Leaving the `with` block of a shared one leaves the sweep open: exactly one writer ends it, after the others left.
         What an earlier process of this computer left in the spool is delivered first. ConflictError when it has ended.
         """
         root = Path(spool) if spool is not None else spool_root()
@@ -177,7 +178,8 @@ class Client:
         if status["state"] != "open":
             raise ConflictError(f"the sweep {id} is {status['state']}; open a new one", code="finished")
         arrays = msgspec.convert(status["arrays"], tuple[NewSweepArray, ...])
-        sweep = Sweep(self._http, new_spool(root, self._source.target, status["id"], status["name"]), arrays)
+        own = new_spool(root, self._source.target, status["id"], status["name"])
+        sweep = Sweep(self._http, own, arrays, shared=shared)
         sweep.begin()
         return sweep
 

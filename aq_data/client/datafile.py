@@ -62,7 +62,10 @@ class DataFile:
 
     @property
     def path(self) -> str:
-        """Where `arrays.zarr` lies on the server's side: `xarray.open_zarr(file.path)` needs no aq-data."""
+        """Where `arrays.zarr` lies on the server's side: `xarray.open_zarr(file.path)` needs no aq-data.
+
+        Empty while a sweep is open: then only the server can put its values together.
+        """
         return str(self._document.get("path", ""))
 
     def __getattr__(self, name: str) -> Any:

@@ -18,6 +18,8 @@ from aq_data.wire.codec import raw_view, text_bytes
 
 __all__ = ["declare_sweep"]
 
+_EXAMPLES = {"dims": '{"flux": values, "delay": None}', "variables": '{"iq": ("complex128", ("flux", "delay"))}'}
+
 
 def declare_sweep(
     dims: Mapping[str, Any],
@@ -26,11 +28,28 @@ def declare_sweep(
     codec: str | None,
 ) -> tuple[list[NewSweepArray], list[tuple[int, Buffer]]]:
     """The arrays of a sweep, and index and bytes of those given whole (coordinates); ValidationError names the culprit."""
-    sizes: dict[str, int | None] = {}
-    arrays: list[NewSweepArray] = []
-    given: list[tuple[int, Buffer]] = []
+    for what, given_ in (("dims", dims), ("variables", variables)):
+        if not isinstance(given_, Mapping):
+            raise ValidationError(f"{what} takes a dict, as in {_EXAMPLES[what]}, not a {type(given_).__name__}")
+    sizes, coordinates = _dims(dims)
+    arrays = [array for array, _ in coordinates]
+    given = [(i, values) for i, (_, values) in enumerate(coordinates) if values is not None]
+    arrays += [_variable(name, declared, sizes) for name, declared in variables.items()]
+    known = {array.name for array in arrays}
+    used = {dim for array in arrays for dim in array.dims}
     for dim, declared in dims.items():
-        if declared is None:
+        if sizes[dim] is None and dim not in known and dim in used:
+            attrs = _attrs(declared[1], f"dims[{dim!r}]") if declared is not None else {}
+            arrays.append(NewSweepArray(dim, "<f8", (None,), (dim,), attrs, "coordinate"))
+    return _laid_out(arrays, chunks or {}, codec), given
+
+
+def _dims(dims: Mapping[str, Any]) -> tuple[dict[str, int | None], list[tuple[NewSweepArray, Buffer | None]]]:
+    """The length of each dim, None where it grows, and the coordinates that are given whole."""
+    sizes: dict[str, int | None] = {}
+    coordinates: list[tuple[NewSweepArray, Buffer | None]] = []
+    for dim, declared in dims.items():
+        if declared is None or (isinstance(declared, tuple) and len(declared) == 2 and declared[0] is None):
             sizes[dim] = None
         elif isinstance(declared, (int, np.integer)) and not isinstance(declared, bool):
             sizes[dim] = int(declared)
@@ -39,26 +58,22 @@ def declare_sweep(
             if len(coordinate.values.shape) != 1:
                 raise ValidationError(f"dims[{dim!r}] takes None, a length, or values along one axis")
             sizes[dim] = coordinate.values.shape[0]
-            given.append((len(arrays), _bytes_of(coordinate)))
             info = coordinate.info
-            arrays.append(NewSweepArray(dim, info.dtype, info.shape, (dim,), info.attrs, "coordinate"))
-    for name, declared in variables.items():
-        arrays.append(_variable(name, declared, sizes))
-    known = {array.name for array in arrays}
-    for dim, size in sizes.items():
-        if size is None and dim not in known and any(dim in array.dims for array in arrays):
-            arrays.append(NewSweepArray(dim, "<f8", (None,), (dim,), role="coordinate"))
-    options: dict[str, Any] = {"codec": codec} if codec else {}
-    for name in chunks or {}:
+            array = NewSweepArray(dim, info.dtype, info.shape, (dim,), info.attrs, "coordinate")
+            coordinates.append((array, _bytes_of(coordinate)))
+    return sizes, coordinates
+
+
+def _laid_out(arrays: list[NewSweepArray], chunks: Mapping[str, Sequence[int]], codec: str | None) -> list[NewSweepArray]:
+    """The arrays with the chunks and the codec that were asked for."""
+    for name in chunks:
         if not any(array.name == name for array in arrays):
             raise ValidationError(f"chunks are given for {name!r}, which is not among the variables")
-    arrays = [
-        msgspec.structs.replace(
-            a, **options, **({"chunks": tuple(map(int, chunks[a.name]))} if chunks and a.name in chunks else {})
-        )
+    options: dict[str, Any] = {"codec": codec} if codec else {}
+    return [
+        msgspec.structs.replace(a, **options, **({"chunks": tuple(map(int, chunks[a.name]))} if a.name in chunks else {}))
         for a in arrays
     ]
-    return arrays, given
 
 
 def _bytes_of(array: OutgoingArray) -> Buffer:
@@ -81,7 +96,13 @@ def _variable(name: str, declared: Any, sizes: Mapping[str, int | None]) -> NewS
         raise ValidationError(
             f"variables[{name!r}]: NumPy knows no dtype {declared[0]!r}", code="unsupported_dtype"
         ) from exc
-    attrs = to_tagged(dict(declared[2]), f"variables[{name!r}] attrs", keep_arrays=True) if len(declared) == 3 else {}
+    attrs = _attrs(declared[2], f"variables[{name!r}]") if len(declared) == 3 else {}
     text = STRING if dtype.kind == "O" else "|T16" if dtype.kind == "T" else dtype.newbyteorder("<").str
     role: Literal["data", "coordinate"] = "coordinate" if dims == (name,) else "data"
     return NewSweepArray(name, text, tuple(sizes[dim] for dim in dims), dims, attrs, role)
+
+
+def _attrs(given: Any, where: str) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        raise ValidationError(f'{where}: attributes are a dict, as in {{"units": "V"}}, not {given!r}')
+    return dict(to_tagged(dict(given), f"{where} attrs", keep_arrays=True))

@@ -118,9 +118,9 @@ def deliver_left_behind(http: Http, target: str, root: Path, sweep: str | None =
             outcomes.append(Delivered(path, spool.target.sweep, push(http, spool)))
         except (AqDataError, OSError) as exc:
             error = exc if isinstance(exc, AqDataError) else StorageError(f"the spool {path} cannot be read: {exc}")
-            if not error.retryable:
-                spool.mark_refused(str(error))
-            log.warning("a spool could not be delivered", extra={"fields": {"spool": str(path), "error": str(error)}})
+            is_news = error.retryable or spool.mark_refused(str(error))
+            text = "the spool %s of sweep %s could not be delivered: %s"
+            log.log(logging.WARNING if is_news else logging.DEBUG, text, path, spool.target.sweep, error)
             outcomes.append(Delivered(path, spool.target.sweep, 0, error))
             if isinstance(error, UnavailableError):
                 break

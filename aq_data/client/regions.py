@@ -76,6 +76,8 @@ class Variables:
         """
         if not values:
             raise ValidationError("name at least one variable: sweep.write(iq=values)")
+        if at is not None and not isinstance(at, Mapping):
+            raise ValidationError(f'at takes a dict of dim to index or slice, as in at={{"flux": 3}}, not {at!r}')
         places = {d: _place(d, p) for d, p in at.items()} if at else {}
         variables = [self._named(name) for name in values]
         for named in places:
@@ -143,7 +145,7 @@ def _place(dim: str, place: Any) -> int | slice:
     try:
         return _index_of(place)
     except TypeError as exc:
-        raise ValidationError(f"at[{dim!r}] takes an index or a slice, never a coordinate value: {place!r}") from exc
+        raise ValidationError(f"at[{dim!r}] takes one index or one slice, never a coordinate value: {place!r}") from exc
 
 
 def _index_of(number: Any) -> int:
@@ -161,9 +163,10 @@ def _fit(
     if dim in kept and len(lengths) == len(kept) - 1:
         lengths.insert(kept.index(dim), 1)  # one step of it
     if len(lengths) != len(kept):
+        way_out = f'; name the place of those it lacks, as in at={{"{variable.dims[0]}": 3}}' if variable.dims else ""
         raise ValidationError(
-            f"{variable.name!r} has the dims {variable.dims}: a value with {len(kept)} axes is needed here, "
-            f"not one of shape {array.shape}"
+            f"{variable.name!r} has the dims {variable.dims}: a value with {len(kept)} axes is needed, not one of shape "
+            f"{array.shape}{way_out}"
         )
     start: list[int] = []
     shape: list[int] = []

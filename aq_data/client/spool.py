@@ -309,10 +309,15 @@ class Spool:
         """Whether no frame is whole: its process was killed before anything was accepted."""
         return all(self.whole(segment) == 0 for segment in self.segments())
 
-    def mark_refused(self, reason: str) -> None:
-        """Remember why the server did not take it, for who asks what waits."""
-        with suppress(OSError):
-            (self.path / "refused").write_text(reason)
+    def mark_refused(self, reason: str) -> bool:
+        """Remember why the server did not take it, for who asks what waits; whether that is news."""
+        file = self.path / "refused"
+        try:
+            is_news = not file.exists() or file.read_text() != reason
+            file.write_text(reason)
+        except OSError:
+            return True
+        return is_news
 
     def mark_delivering(self) -> None:
         """Say that a process other than its writer is delivering this spool: see `is_being_delivered`."""

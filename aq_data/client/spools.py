@@ -39,7 +39,7 @@ def spool_root() -> Path:
 
 def is_being_delivered(root: Path, sweep: str) -> bool:
     """Whether some process is delivering what a writer of the sweep left behind."""
-    for path in root.glob(f"{sweep}.*/delivering"):
+    for path in list(root.glob(f"{sweep}.*/delivering")):  # whole: a listing left half-way stays open
         spool = Spool.open(path.parent)
         if spool is None and path.exists():
             return True

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import random
 import secrets
+import sys
 import threading
 import time
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
@@ -36,6 +40,12 @@ CLOSE_SECONDS = 30.0
 """How long the end of a `with` block waits for a server that is away, before it leaves the rest to the spool."""
 
 
+EXIT_SECONDS = 5.0
+"""How long the end of a script waits for the delivery of sweeps that it did not end."""
+
+_open_sweeps: weakref.WeakSet[Sweep] = weakref.WeakSet()
+
+
 class Lag(NamedTuple):
     """How far the server is behind the experiment: blocks, bytes of values, and the age of the oldest in seconds."""
 
@@ -54,7 +64,8 @@ class Sweep:
     A delivery that the server refuses for good is raised by the next call.
     """
 
-    def __init__(self, http: Http, spool: Spool, arrays: Sequence[NewSweepArray]) -> None:
+    def __init__(self, http: Http, spool: Spool, arrays: Sequence[NewSweepArray], *, shared: bool = False) -> None:
+        """`shared`: others write it too, and one of them ends it; leaving the `with` block leaves the sweep open."""
         self._http, self._spool = http, spool
         self._variables = Variables(arrays)
         self._delivery = Delivery(http, spool, is_live=True)
@@ -67,8 +78,9 @@ class Sweep:
         self._ages: deque[tuple[int, float]] = deque()
         self._failure: AqDataError | None = None
         self._away: AqDataError | None = None
-        self._ending = False
+        self._ending, self._ended_by = False, ""
         self._stopping = threading.Event()
+        self._shared = shared
         self._thread = threading.Thread(target=self._deliver, name=f"aq-data-{self.id[-6:]}", daemon=True)
 
     def begin(self) -> None:
@@ -80,10 +92,21 @@ class Sweep:
             self._away = exc
             log.warning("sweep %s begins in its spool %s: %s", self.id, self.spool, exc)
         self._thread.start()
+        _open_sweeps.add(self)
 
     @property
     def id(self) -> str:
         return self._spool.target.sweep
+
+    @property
+    def target(self) -> str:
+        """The address or folder it goes to."""
+        return self._spool.target.target
+
+    @property
+    def is_over(self) -> bool:
+        """Whether this writer has ended, left or given up."""
+        return self._ending or self._failure is not None
 
     @property
     def writer(self) -> str:
@@ -195,8 +218,11 @@ class Sweep:
         with self._write_lock:
             if self._failure is not None:
                 raise self._failure
+            if self._ended_by not in ("", step):
+                raise ConflictError(f"sweep {self.id} was ended by {self._ended_by}()", code="illegal_state")
             if not self._ending:
                 self._spool.append("end", msgspec.json.encode(End(step, self._accepted, reason)), [])
+                self._ended_by = step
                 self._ending = True
         self._wake.set()
         self._wait_until(lambda: self._delivery.ended is not None, timeout)
@@ -223,18 +249,22 @@ class Sweep:
         if self._ending or self._stopping.is_set():
             return
         try:
-            if exc is None:
+            if self._shared:
+                self.leave(CLOSE_SECONDS)
+            elif exc is None:
                 self.finish(CLOSE_SECONDS)
             else:
                 self.abandon(f"{type(exc).__name__}: {exc}", CLOSE_SECONDS)
-        except AqDataError as late:
-            if exc is None and not isinstance(late, UnavailableError):
-                raise
-            # Nothing is lost and the script may go on: the rest is delivered by this process while it lives, or later. And
-            # what went wrong in the experiment is not to be hidden by what went wrong after it.
+        except UnavailableError as late:
+            # Nothing is lost and the script may go on: the rest is delivered by this process while it lives, or later.
             warnings.warn(
                 f"{late}; the next aq_data.connect or `aq-data spool push` delivers the rest", RuntimeWarning, stacklevel=2
             )
+        except AqDataError as refused:
+            if exc is None:
+                raise
+            # What went wrong in the experiment is not to be hidden by what went wrong after it.
+            warnings.warn(f"{refused}; what it did not take stays in {self.spool}", RuntimeWarning, stacklevel=2)
 
     def __repr__(self) -> str:
         lag = self.lag
@@ -294,3 +324,17 @@ def spool_opening(spool: Spool, document: NewSweep, given: list[tuple[int, Buffe
     """The first frame: the sweep can be opened later if the server is away now."""
     header = msgspec.json.encode(Open(document, tuple((index, len(values)) for index, values in given)))
     spool.append("open", header, [values for _, values in given])
+
+
+@atexit.register
+def _let_go() -> None:
+    """A script that ends without ending its sweeps: what it wrote is delivered if that is quick, and said if not."""
+    for sweep in list(_open_sweeps):
+        if sweep.is_over:
+            continue
+        # At the end of the interpreter the embedded server has no threads left to work with.
+        if "://" in sweep.target:
+            with suppress(AqDataError):
+                sweep.flush(EXIT_SECONDS)
+        if sweep.lag.blocks:
+            sys.stderr.write(f"aq-data: sweep {sweep.id} was not ended; {sweep.lag.blocks} blocks wait in {sweep.spool}\n")

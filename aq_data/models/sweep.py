@@ -331,11 +331,11 @@ def seal(plan: Plan, state: State, outcome: Outcome, ending: Ending, at: str) ->
 
 
 def grown_arrays(plan: Plan, state: State, is_partial: bool = True) -> tuple[ArrayInfo, ...]:
-    """The arrays with their true extents. The own coordinate of a growing dim is left out until somebody writes it."""
+    """The arrays with their true extents. Of a dim that has grown, a coordinate nobody wrote is left out."""
     return tuple(
         _grown(array, state, is_partial)
         for array in plan.arrays
-        if array.name in state.touched or array.dims != (array.name,) or array.name not in plan.growing
+        if array.name in state.touched or array.dims != (array.name,) or not state.extents.get(array.name)
     )
 
 

@@ -28,8 +28,11 @@ class Workers:
         self._bulk = ThreadPoolExecutor(self.width, thread_name_prefix="blob-bulk", initializer=_step_back)
 
     async def run(self, call: Callable[[], T]) -> T:
-        """`call()` in a thread."""
-        future = self._quick.submit(call)
+        """`call()` in a thread; at the end of the interpreter, when no thread takes work any more, in this one."""
+        try:
+            future = self._quick.submit(call)
+        except RuntimeError:
+            return call()
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:

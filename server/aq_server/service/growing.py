@@ -84,7 +84,8 @@ class Growing:
             stale=self.is_stale(document, state),
         )
         size = sum(array.nbytes for array in arrays) + sum(file.size for file in document.files)
-        return msgspec.structs.replace(document, arrays=arrays, size=size, sweep=info)
+        # No path: its folder is no Zarr group of these arrays before the end.
+        return msgspec.structs.replace(document, arrays=arrays, size=size, sweep=info, path="")
 
     def is_stale(self, document: DataFile, state: State) -> bool:
         """Whether an open sweep was silent for too long. Its writer may go on all the same."""
