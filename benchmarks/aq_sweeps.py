@@ -12,7 +12,7 @@ import aq_data
 from benchmarks.measurements import Figures, WrongAnswerError
 from benchmarks.workloads import array_of
 
-__all__ = ["events", "far_rows", "points", "polled", "preview"]
+__all__ = ["events", "far_rows", "large_block", "points", "polled", "preview"]
 
 
 def _rows(client: aq_data.Client, width: int) -> aq_data.Sweep:
@@ -145,6 +145,23 @@ def events(url: str, count: int) -> Figures:
         raise WrongAnswerError(f"{len(came)} events of {count} blocks")
     median, p99 = np.percentile((np.array(came) - np.array(wrote)) * 1e3, [50, 99])
     return {"median_ms": float(median), "p99_ms": float(p99)}
+
+
+def large_block(url: str, rows: int, width: int) -> Figures:
+    """One block of `rows` x `width` numbers, from the call until it is durable; then the finish."""
+    data = array_of((rows, width), 10)
+    with aq_data.connect(url) as client:
+        sweep = _rows(client, width)
+        before = perf_counter()
+        sweep.append(y=data)
+        sweep.flush()
+        seconds = perf_counter() - before
+        before = perf_counter()
+        sweep.finish()
+        finish = perf_counter() - before
+        if not np.array_equal(client.get(sweep.id)["y"][::50], data[::50]):
+            raise WrongAnswerError("the block is not the one that was written")
+    return {"mb_per_s": data.nbytes / seconds / 1e6, "finish_s": finish}
 
 
 def preview(url: str, count: int, pixels: int) -> Figures:

@@ -166,6 +166,16 @@ def _sweep(loop: str, **sizes: str) -> Callable[[Side, int], Figures]:
     return turn
 
 
+def _large_block(side: Side, _number: int) -> Figures:
+    """The size of W2's array as one block, and what it adds to the server's memory at its peak."""
+    rows, columns, depth = side.scale.cube
+    driver, pid = side.driver(), side.server.pid
+    before = machine.resident_megabytes(pid)
+    machine.forget_peak(pid)
+    figures: Figures = driver.ask("sweep", loop="large_block", rows=rows, width=columns * depth)
+    return {**figures, "growth_mb": machine.peak_megabytes(pid) - before}
+
+
 def _preview(side: Side, _number: int) -> Figures:
     figures: Figures = side.driver().ask("sweep", loop="preview", count=side.scale.preview_points, pixels=1000)
     return figures
@@ -219,6 +229,7 @@ WORKLOADS = {
         ("kept", "alone_ms", "beside_ms", "read_ms"),
     ),
     "events": Workload("an event at a follower", ("aq",), _sweep("events", count="pieces"), ("median_ms", "p99_ms")),
+    "block": Workload("one block of 640 MB", ("aq",), _large_block, ("growth_mb", "mb_per_s", "finish_s")),
     "preview": Workload("preview of 10^7 points", ("aq",), _preview, ("seconds", "first_s")),
     "W8": Workload(
         "small reads of parallel clients", ("aq", "tiled"), _read_together, ("requests_per_s", "median_ms", "p99_ms")

@@ -80,6 +80,7 @@ TARGETS = (
     Target("far", "cost_ratio", "aq", sense="<=", bound=1.3),
     Target("polled", "kept", "aq", sense=">=", bound=0.9),
     Target("events", "median_ms", "aq", sense="<=", bound=50),
+    Target("block", "growth_mb", "aq", sense="<=", bound=200),
     Target("preview", "seconds", "aq", sense="<=", bound=0.2),
     Target("W8", "requests_per_s", "aq", "tiled", ">=", 15),
     Target("X2", "p99_ratio", "aq", sense="<=", bound=4),
