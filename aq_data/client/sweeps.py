@@ -41,7 +41,7 @@ CLOSE_SECONDS = 30.0
 
 
 EXIT_SECONDS = 5.0
-"""How long the end of a script waits for the delivery of sweeps that it did not end."""
+"""How long the end of a script waits for the delivery of all sweeps that it did not end."""
 
 _open_sweeps: weakref.WeakSet[Sweep] = weakref.WeakSet()
 
@@ -329,12 +329,13 @@ def spool_opening(spool: Spool, document: NewSweep, given: list[tuple[int, Buffe
 @atexit.register
 def _let_go() -> None:
     """A script that ends without ending its sweeps: what it wrote is delivered if that is quick, and said if not."""
+    until = time.monotonic() + EXIT_SECONDS
     for sweep in list(_open_sweeps):
         if sweep.is_over:
             continue
         # At the end of the interpreter the embedded server has no threads left to work with.
         if "://" in sweep.target:
             with suppress(AqDataError):
-                sweep.flush(EXIT_SECONDS)
+                sweep.flush(max(0.0, until - time.monotonic()))
         if sweep.lag.blocks:
             sys.stderr.write(f"aq-data: sweep {sweep.id} was not ended; {sweep.lag.blocks} blocks wait in {sweep.spool}\n")
