@@ -448,3 +448,27 @@ def test_a_spool_that_the_server_does_not_take_says_why(data, serve, tmp_path):
         (info,) = found_spools(spool_root())
         assert info.blocks == 1
         assert "was deleted" in info.refused
+
+
+@pytest.mark.parametrize("how", ["server", "folder"])
+def test_a_script_that_just_ends_delivers_or_says_what_waits(how, data, serve, tmp_path):
+    """Without `with` and without an end: to a server everything is delivered at exit, of a folder what waits is told."""
+    target = serve().url if how == "server" else str(data)
+    code = (
+        "import aq_data, sys\n"
+        "client = aq_data.connect(sys.argv[1])\n"
+        "sweep = client.sweep('x', dims={'x': None}, variables={'y': ('int64', 'x')})\n"
+        "for i in range(3000):\n"
+        "    sweep.append(y=i, x=float(i))\n"
+        "print(sweep.id)\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code, target], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    id = done.stdout.strip()
+    with aq_data.connect(target) as client:
+        assert "was not ended" in done.stderr or client.get(id)["y"].shape == (3000,)
+        if how == "server":
+            assert done.stderr == ""
+        client.resume_sweep(id).finish()
+        assert client.get(id)["y"][...].tolist() == list(range(3000))
