@@ -88,6 +88,9 @@ class TermIndex:
         self._insert(connection, [(seq, Entry(terms[1] - terms[0], facts[1] - facts[0], (), words, new.is_deleted))])
         facets = (set(old.facets), set(new.facets))
         self._count(connection, Counter(facets[1] - facets[0]), Counter(facets[0] - facets[1]))
+        more = Counter(p for p, _ in terms[1] if p > 0)
+        more.subtract(p for p, _ in terms[0] if p > 0)
+        self._count_terms(connection, more)
         self._count_alive(connection, old.is_deleted - new.is_deleted)
 
     def _refresh(self, connection: sqlite3.Connection) -> None:
@@ -137,6 +140,7 @@ class TermIndex:
     def _put(self, connection: sqlite3.Connection, entries: list[tuple[int, Entry]]) -> None:
         self._insert(connection, entries)
         self._count(connection, Counter(facet for _, entry in entries for facet in set(entry.facets)), Counter())
+        self._count_terms(connection, Counter(p for _, entry in entries for p, _ in entry.terms if p > 0))
         self._count_alive(connection, sum(not entry.is_deleted for _, entry in entries))
 
     def _insert(self, connection: sqlite3.Connection, entries: Iterable[tuple[int, Entry]]) -> None:
@@ -174,6 +178,9 @@ class TermIndex:
             self._facets[p] = None
             return False
         return True
+
+    def _count_terms(self, connection: sqlite3.Connection, more: Counter[int]) -> None:
+        connection.executemany("UPDATE paths SET n=n+? WHERE p=?", [(n, p) for p, n in more.items() if n])
 
     def _count_alive(self, connection: sqlite3.Connection, more: int) -> None:
         connection.execute("UPDATE progress SET value=value+? WHERE name='alive'", (more,))

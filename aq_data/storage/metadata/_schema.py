@@ -62,13 +62,15 @@ RECORDS = (
 
 INDEX = (
     # `multi`: some document has several values at the path, so that sorting has to choose among them.
-    # `many`: it has too many distinct values for `facets` to count each.
+    # `many`: it has too many distinct values for `facets` to count each. `n`: terms there of documents that are alive, which
+    # is how many documents unless `multi`.
     """CREATE TABLE IF NOT EXISTS paths (
         p INTEGER PRIMARY KEY,
         path TEXT NOT NULL,
         kind TEXT NOT NULL,
         multi INTEGER NOT NULL DEFAULT 0,
         many INTEGER NOT NULL DEFAULT 0,
+        n INTEGER NOT NULL DEFAULT 0,
         UNIQUE (path, kind))""",
     "CREATE TABLE IF NOT EXISTS terms (p INTEGER, v NOT NULL, d INTEGER, PRIMARY KEY (p, v, d)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS facts (d INTEGER, p INTEGER, v NOT NULL, PRIMARY KEY (d, p, v)) WITHOUT ROWID",
