@@ -82,9 +82,11 @@ class TermIndex:
         terms, facts = (set(old.terms), set(new.terms)), (set(old.facts), set(new.facts))
         connection.executemany("DELETE FROM terms WHERE p=? AND v=? AND d=?", [(p, v, seq) for p, v in terms[0] - terms[1]])
         connection.executemany("DELETE FROM facts WHERE d=? AND p=? AND v=?", [(seq, p, v) for p, v in facts[0] - facts[1]])
-        if old.words != new.words and old.words:
-            connection.execute("INSERT INTO words (words, rowid, text) VALUES ('delete', ?, ?)", (seq, old.words))
-        words = new.words if old.words != new.words else ""
+        moves = (old.words, old.is_deleted) != (new.words, new.is_deleted)
+        if moves and old.words:
+            table = _table_of_words(old)
+            connection.execute(f"INSERT INTO {table} ({table}, rowid, text) VALUES ('delete', ?, ?)", (seq, old.words))
+        words = new.words if moves else ""
         self._insert(connection, [(seq, Entry(terms[1] - terms[0], facts[1] - facts[0], (), words, new.is_deleted))])
         facets = (set(old.facets), set(new.facets))
         self._count(connection, Counter(facets[1] - facets[0]), Counter(facets[0] - facets[1]))
@@ -149,8 +151,9 @@ class TermIndex:
         connection.executemany("INSERT OR IGNORE INTO terms (p, v, d) VALUES (?, ?, ?)", terms)
         facts = [(seq, p, v) for seq, entry in entries for p, v in entry.facts]
         connection.executemany("INSERT OR IGNORE INTO facts (d, p, v) VALUES (?, ?, ?)", facts)
-        words = [(seq, entry.words) for seq, entry in entries if entry.words]
-        connection.executemany("INSERT INTO words (rowid, text) VALUES (?, ?)", words)
+        for table in ("words", "buried_words"):
+            words = [(seq, entry.words) for seq, entry in entries if entry.words and _table_of_words(entry) == table]
+            connection.executemany(f"INSERT INTO {table} (rowid, text) VALUES (?, ?)", words)
 
     def _count(self, connection: sqlite3.Connection, more: Counter[Any], less: Counter[Any]) -> None:
         added = [(p, v, n) for (p, v), n in more.items() if self._has_facets(connection, p, v)]
@@ -184,3 +187,7 @@ class TermIndex:
 
     def _count_alive(self, connection: sqlite3.Connection, more: int) -> None:
         connection.execute("UPDATE progress SET value=value+? WHERE name='alive'", (more,))
+
+
+def _table_of_words(entry: Entry) -> str:
+    return "buried_words" if entry.is_deleted else "words"

@@ -60,6 +60,7 @@ RECORDS = (
     "CREATE TABLE IF NOT EXISTS tokens (id TEXT PRIMARY KEY, hash TEXT NOT NULL UNIQUE, token BLOB NOT NULL)",
 )
 
+_WORDS = "(text, content='', detail=none, columnsize=0, tokenize='ascii')"
 INDEX = (
     # `multi`: some document has several values at the path, so that sorting has to choose among them.
     # `many`: it has too many distinct values for `facets` to count each. `n`: terms there of documents that are alive, which
@@ -76,7 +77,9 @@ INDEX = (
     "CREATE TABLE IF NOT EXISTS facts (d INTEGER, p INTEGER, v NOT NULL, PRIMARY KEY (d, p, v)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS facets (p INTEGER, v NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (p, v)) WITHOUT ROWID",
     # Words come folded and separated by blanks (models.words); beyond ASCII everything is a letter to this tokenizer.
-    "CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5 (text, content='', detail=none, columnsize=0, tokenize='ascii')",
+    # Those of deleted documents have a table of their own: a common word is then found without a look at its documents.
+    "CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5 " + _WORDS,
+    "CREATE VIRTUAL TABLE IF NOT EXISTS buried_words USING fts5 " + _WORDS,
 )
 
 SWEEPS = (

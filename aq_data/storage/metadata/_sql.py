@@ -124,7 +124,8 @@ class Compiler:
                 f"EXISTS (SELECT 1 FROM facts t WHERE t.d={d} AND t.p={path.p} AND {found.sql})", found.parameters
             )
         if isinstance(node, Words):
-            return Statement(f"EXISTS (SELECT 1 FROM words WHERE words MATCH ? AND rowid={d})", (_words(node),))
+            tests = [Statement(f"EXISTS ({sql} AND rowid={d})", (_words(node),)) for sql in self._words_tables("1")]
+            return joined("OR", tests, NOTHING)
         inner = self.test(outside(node.child, node.path), d)
         exact = Statement(f"aq_element(?, (SELECT document FROM datafiles WHERE seq={d}))", (self._hand(node),))
         return joined("AND", [inner, exact], EVERYTHING)
@@ -172,10 +173,7 @@ class Compiler:
     # --- sets of documents -----------------------------------------------------------------------------------------------
 
     def documents(self, node: Node | Range) -> Statement | None:
-        """`SELECT d` of everything that matches, by index, perhaps with repeats; None where no index leads there.
-
-        What the index does not know (words of deleted documents apart) is not in it.
-        """
+        """`SELECT d` of everything that matches, by index, perhaps with repeats; None where no index leads there."""
         if isinstance(node, (Compare, Range)):
             bounds = node.bounds if isinstance(node, Range) else (node,)
             path = self._catalog.path(bounds[0].path, bounds[0].kind)
@@ -193,8 +191,8 @@ class Compiler:
             found = self._found(node)
             return Statement(f"SELECT t.d FROM terms t WHERE t.p {self._p(path.p)} AND {found.sql}", found.parameters)
         if isinstance(node, Words):
-            alive = "" if self._include_deleted else " JOIN datafiles f ON f.seq=w.rowid AND f.deleted=0"
-            return Statement(f"SELECT w.rowid AS d FROM words w{alive} WHERE w.words MATCH ?", (_words(node),))
+            tables = self._words_tables("rowid AS d")
+            return Statement(" UNION ALL ".join(tables), (_words(node),) * len(tables))
         if isinstance(node, Element):
             found_in = self.documents(outside(node.child, node.path))
             return None if found_in is None else self.those(found_in, [node])
@@ -209,6 +207,10 @@ class Compiler:
                 if part is not None:
                     return self.those(part, [*node.children[:i], *node.children[i + 1 :]])
         return None
+
+    def _words_tables(self, what: str) -> list[str]:
+        tables = ("words", "buried_words") if self._include_deleted else ("words",)
+        return [f"SELECT {what} FROM {table} WHERE {table} MATCH ?" for table in tables]
 
     def _signed(self, p: int) -> tuple[int, ...]:
         return (p, -p) if self._include_deleted else (p,)
