@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from aq_data.client.arrays import RemoteArray
 from aq_data.client.connections import Source
@@ -13,9 +13,10 @@ from aq_data.client.html import datafile_html, hits_html
 from aq_data.client.http import Body, Http
 from aq_data.client.outgoing import outgoing_files
 from aq_data.client.progress import progress
+from aq_data.client.tables import table_of, table_pieces
 from aq_data.errors import ConflictError, CorruptionError, NotFoundError, UnavailableError
-from aq_data.models.terms import path_segments
 from aq_data.models.values import from_tagged
+from aq_data.wire.codec import CSV, NDJSON
 from aq_data.wire.routes import datafile_path, file_path
 
 if TYPE_CHECKING:
@@ -212,9 +213,17 @@ class Hits(Sequence[DataFile]):
     """What a search found: a sequence of DataFiles, in order. `total` counts all matches, exactly if `total_is_exact`."""
 
     def __init__(
-        self, files: list[DataFile], total: int, total_is_exact: bool, cursor: str | None, documents: list[dict[str, Any]]
+        self,
+        http: Http,
+        question: Mapping[str, Any],
+        files: list[DataFile],
+        total: int,
+        total_is_exact: bool,
+        cursor: str | None,
     ) -> None:
-        self._files, self._documents = files, documents
+        """`question` is the search as `table` repeats it: from where it began, as far as was asked for."""
+        self._http, self._question, self._files = http, question, files
+        self._documents = [file.to_json() for file in files]
         self.total, self.total_is_exact, self.cursor = total, total_is_exact, cursor
 
     @overload
@@ -228,11 +237,22 @@ class Hits(Sequence[DataFile]):
         return len(self._files)
 
     def table(self, columns: Sequence[str]) -> pd.DataFrame:
-        """A pandas DataFrame with one row per hit and one column per dotted path; None where a document has no value."""
-        import pandas as pd
+        """A pandas DataFrame with one row per match and one column per dotted path, indexed by id, in one request.
 
-        rows = [[_at(document, column) for column in columns] for document in self._documents]
-        return pd.DataFrame(rows, columns=list(columns), index=pd.Index([file.id for file in self._files], name="id"))
+        It has every match, not only the hits of this page, unless the search had a `limit`; it is asked for anew, so that
+        what was saved since is there, too. Numbers, booleans and text have pandas' own dtypes, instants are Timestamps;
+        nested values and columns of several kinds are Python objects. What a document lacks is missing as pandas has it:
+        NaN among numbers and text, NaT among instants, None among booleans and objects. A path through a list of objects
+        gives lists.
+        """
+        return table_of(self._http, self._question, columns)
+
+    def lines(self, columns: Sequence[str], format: Literal["csv", "ndjson"] = "csv") -> Iterator[bytes]:
+        """The same table as the server streams it, in pieces: CSV with a header, or one JSON object per line.
+
+        Text stands in the CSV as it is: a spreadsheet may run one that begins with `=`.
+        """
+        return table_pieces(self._http, self._question, columns, CSV if format == "csv" else NDJSON)
 
     def __repr__(self) -> str:
         more = "" if self.total_is_exact else "+"
@@ -241,16 +261,3 @@ class Hits(Sequence[DataFile]):
 
     def _repr_html_(self) -> str:
         return hits_html(self._documents, self.total, self.total_is_exact)
-
-
-def _at(document: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path, looked up as a filter does: among the typed fields first, then in the metadata."""
-    segments = path_segments(path)
-    if segments[0] not in document:
-        segments = ["metadata", *segments]
-    value: Any = document
-    for segment in segments:
-        if not isinstance(value, Mapping) or segment not in value:
-            return None
-        value = value[segment]
-    return from_tagged(value)
