@@ -24,7 +24,7 @@ from aq_data.errors import ConflictError, NotFoundError, UnavailableError, Valid
 from aq_data.models.datafile import TYPED_FIELDS, check_id, make_id
 from aq_data.models.sweep import NewSweep, NewSweepArray, check_new_sweep
 from aq_data.models.values import from_tagged, to_tagged
-from aq_data.wire.routes import COUNT, DATAFILES, DISTINCT, SEARCH, datafile_path, sweep_path
+from aq_data.wire.routes import COUNT, DATAFILES, DISTINCT, datafile_path, sweep_path
 
 __all__ = ["Client"]
 
@@ -33,8 +33,6 @@ DELIVERING_SECONDS = 60.0
 WAIT_SECONDS = 0.05
 FIRST = 100
 """Hits of a search that was given no limit."""
-PAGE = 1000
-"""Documents the server gives at once."""
 
 
 class Client:
@@ -254,21 +252,18 @@ class Client:
         """Find DataFiles by any setting: `{"chip": "C7", "measured_at": {"$gte": "2026-01-01"}}`.
 
         Keys are typed fields (`name`, `instruments.vna.settings.power.value`) or else free metadata. `sort` is a path, with
-        `-` before it for descending. Without a `limit` the first 100 are fetched, with None all; `Hits.table` has every
-        match unless there is a limit. QueryError names what cannot be understood.
+        `-` before it for descending. Without a `limit` there are up to 100 hits, with None all; `Hits.table` has every match
+        unless there is a limit. QueryError names what cannot be understood.
         """
-        files: list[DataFile] = []
-        question = {"filter": to_tagged(dict(filter or {}), "filter"), "sort": sort, "include_deleted": include_deleted}
-        table = {**question, "cursor": cursor, "limit": None if limit is msgspec.UNSET else limit}
-        most = FIRST if isinstance(limit, msgspec.UnsetType) else limit
-        while True:
-            wanted = PAGE if most is None else min(PAGE, most - len(files))
-            page = self._http.json("POST", SEARCH, {**question, "limit": wanted, "cursor": cursor})
-            files += map(self._file, page["items"])
-            cursor = page["cursor"]
-            if cursor is None or (most is not None and len(files) >= most):
-                break
-        return Hits(self._http, table, files, page["total"], page["total_is_exact"], cursor)
+        question = {
+            "filter": to_tagged(dict(filter or {}), "filter"),
+            "sort": sort,
+            "cursor": cursor,
+            "include_deleted": include_deleted,
+        }
+        if isinstance(limit, msgspec.UnsetType):
+            return Hits(self._http, self._source, question, FIRST, None)
+        return Hits(self._http, self._source, question, limit, limit)
 
     def count(self, filter: Mapping[str, Any] | None = None) -> int:
         """How many DataFiles match, exactly."""
