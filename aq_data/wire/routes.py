@@ -39,8 +39,8 @@ DISTINCT = f"{API}/search/distinct"
 
 BULK_ITEMS = 1000
 """Items of one bulk request; clients send more in several."""
-BULK_BYTES = 32 << 20
-"""Its body; a document larger than that is saved by itself."""
+BULK_BYTES = 16 << 20
+"""Its body, which is held in memory; a document larger than that is saved by itself."""
 
 SERVER_NAME = "aq-data"
 """The `Server` header, by which a client makes sure that what answers is aq-data."""

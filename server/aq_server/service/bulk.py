@@ -20,10 +20,10 @@ __all__ = ["Bulk", "Change", "Outcome", "Removal"]
 
 T = TypeVar("T")
 
-TOGETHER = 32
-"""Items worked on at once: as many share one commit of the database and of the disk's journal."""
-READ_TOGETHER = 8
-"""Documents of an answer held in memory at once: one may have many MB."""
+SAVED_TOGETHER = 32
+"""New documents worked on at once: as many share one commit of the database and of the disk's journal."""
+HELD_TOGETHER = 8
+"""The same of documents that are there already: each may be of many MB, however short the request."""
 
 
 class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,7 +70,7 @@ class Bulk:
                 await attempt.discard()
                 raise
 
-        return _outcomes(items, TOGETHER, lambda new: new.id, save)
+        return _outcomes(items, SAVED_TOGETHER, lambda new: new.id, save)
 
     def get(self, ids: Iterable[str], fields: list[str] | None) -> AsyncIterator[list[Outcome]]:
         """Documents, or what stands in them at `fields`. QueryError for a field that is no path."""
@@ -80,7 +80,7 @@ class Bulk:
             document = await self._growing.present((await self._datafiles.get(id)).document)
             return Outcome(document if paths is None else projected(msgspec.to_builtins(document), paths))
 
-        return _outcomes(ids, READ_TOGETHER, lambda _: None, get)
+        return _outcomes(ids, HELD_TOGETHER, lambda _: None, get)
 
     def patch(self, items: Iterable[Change | AqDataError], user: str | None) -> AsyncIterator[list[Outcome]]:
         """Merge patches, as `DataFiles.patch` does."""
@@ -89,7 +89,7 @@ class Bulk:
             changed = await self._datafiles.patch(item.id.lower(), item.patch, item.revision, user)
             return Outcome(await self._growing.present(changed))
 
-        return _outcomes(items, TOGETHER, lambda item: item.id, patch)
+        return _outcomes(items, HELD_TOGETHER, lambda item: item.id, patch)
 
     def delete(self, items: Iterable[Removal | AqDataError]) -> AsyncIterator[list[Outcome]]:
         """Turn DataFiles into tombstones."""
@@ -98,7 +98,7 @@ class Bulk:
             await self._datafiles.delete(item.id.lower(), item.revision)
             return Outcome()
 
-        return _outcomes(items, TOGETHER, lambda item: item.id, delete)
+        return _outcomes(items, HELD_TOGETHER, lambda item: item.id, delete)
 
 
 async def _outcomes(

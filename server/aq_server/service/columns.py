@@ -9,13 +9,14 @@ import msgspec
 
 from aq_data.errors import QueryError
 from aq_data.models.columns import Cell, cell_at, field_segments
-from aq_server.service.searching import MAX_LIMIT, PAGE, Searching, SearchRequest
+from aq_server.service.searching import MAX_LIMIT, Searching, SearchRequest
 
 __all__ = ["Columns"]
 
 MAX_ROWS = 1_000_000
 MAX_COLUMNS = 1000
-PAGE_BYTES = 4 << 20
+FIRST_PAGE = 20
+PAGE_BYTES = 2 << 20
 """Documents fetched at a time, about: few pages of small ones, and no page of large ones that fills the memory."""
 
 
@@ -39,7 +40,7 @@ class Columns:
         if request.limit is not None and not 0 <= request.limit <= MAX_ROWS:
             raise QueryError(f"limit is 0 to {MAX_ROWS}, not {request.limit}; a table without one has every match")
         paths = [field_segments(field) for field in fields]
-        left, size, cursor = request.limit, PAGE, request.cursor
+        left, size, cursor = request.limit, FIRST_PAGE, request.cursor
         while True:
             limit = size if left is None else min(size, left)
             page = await self._searching.search(msgspec.structs.replace(request, fields=None, limit=limit, cursor=cursor))
