@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from aq_data.models.datafile import DATE_FIELDS, DataFile
-from aq_data.models.terms import parse_path, path_segments
+from aq_data.models.paths import parse_path, path_segments
 from aq_data.models.values import from_tagged, parse_instant, tag_of
 
 __all__ = ["Cell", "ColumnType", "Kind", "cell_at", "column_type", "field_segments", "kinds", "projected", "typed_values"]
