@@ -9,11 +9,12 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
+from aq_server.service.searching import Searching
 from hypothesis import given
 from hypothesis import strategies as st
 
 import aq_data
-from aq_data.errors import QueryError
+from aq_data.errors import QueryError, StorageError, UnavailableError
 from aq_data.wire.routes import SEARCH
 
 WHEN = datetime(2026, 1, 1, 8, tzinfo=UTC)
@@ -125,9 +126,32 @@ def test_a_table_is_one_request_and_fetches_no_documents(server, monkeypatch):
         assert len(client.search(limit=None).table(["i"])) == 25
         assert [request.url.path for request in asked] == [SEARCH, SEARCH]
         hits = client.search(limit=None, sort="i")
-        assert hits[12].i == 12 if hasattr(hits[12], "i") else hits[12].metadata["i"] == 12
+        assert hits[12].metadata["i"] == 12
         assert len(asked) == 4, "two pages of three"
         assert (len(hits), len(asked)) == (25, 5)
+
+
+def test_a_table_that_breaks_off_is_an_error_not_a_shorter_table(client, monkeypatch):
+    """The database fails after the first page: by CSV, NDJSON and Arrow alike nobody takes the rest for everything."""
+    monkeypatch.setattr("aq_data.client.http.FIRST_PAUSE", 0.001)
+    client.save_many([{"metadata": {"i": i}} for i in range(60)])
+    search = Searching.search
+
+    async def failing(self, request):
+        if request.cursor is not None:
+            raise StorageError("the disk is gone")
+        return await search(self, request)
+
+    hits = client.search()
+    monkeypatch.setattr(Searching, "search", failing)
+    for format in ("csv", "ndjson"):
+        with pytest.raises(UnavailableError, match="broke"):
+            list(hits.lines(["i"], format))
+    with pytest.raises(StorageError, match="the disk is gone"):
+        hits.table(["i"])
+    monkeypatch.setattr("aq_data.client.tables.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UnavailableError, match="broke"):
+        hits.table(["i"])
 
 
 CELLS = st.one_of(

@@ -158,7 +158,8 @@ def _tabulate(options: argparse.Namespace, question: dict[str, Any]) -> int:
         limit = {} if options.limit is None else {"limit": options.limit}
         hits = client.search(question, sort=options.sort, **limit)
         if form == "table":
-            print(hits.table(fields).to_string(index=False, na_rep=""))
+            table = hits.table(fields).astype(object)
+            print(table.where(table.notna(), "").to_string(index=False))
             return 0
         lines = hits.lines(fields, "csv" if form == "csv" else "ndjson")
         if form == "json":
