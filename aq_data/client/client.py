@@ -244,6 +244,7 @@ class Client:
         self,
         filter: Mapping[str, Any] | None = None,
         *,
+        text: str | None = None,
         sort: str = "-created_at",
         limit: int | msgspec.UnsetType | None = msgspec.UNSET,
         cursor: str | None = None,
@@ -251,12 +252,14 @@ class Client:
     ) -> Hits:
         """Find DataFiles by any setting: `{"chip": "C7", "measured_at": {"$gte": "2026-01-01"}}`.
 
-        Keys are typed fields (`name`, `instruments.vna.settings.power.value`) or else free metadata. `sort` is a path, with
-        `-` before it for descending. Without a `limit` there are up to 100 hits, with None all; `Hits.table` has every match
-        unless there is a limit. QueryError names what cannot be understood.
+        Keys are typed fields (`name`, `instruments.vna.settings.power.value`) or else free metadata. `text` are words that
+        all have to be found, in any order, each the beginning of a word in names, comments, tags, settings and other texts.
+        `sort` is a path, with `-` before it for descending. Without a `limit` there are up to 100 hits, with None all;
+        `Hits.table` has every match unless there is a limit. QueryError names what cannot be understood.
         """
         question = {
             "filter": to_tagged(dict(filter or {}), "filter"),
+            "text": text,
             "sort": sort,
             "cursor": cursor,
             "include_deleted": include_deleted,
@@ -265,13 +268,16 @@ class Client:
             return Hits(self._http, self._source, question, FIRST, None)
         return Hits(self._http, self._source, question, limit, limit)
 
-    def count(self, filter: Mapping[str, Any] | None = None) -> int:
+    def count(self, filter: Mapping[str, Any] | None = None, *, text: str | None = None) -> int:
         """How many DataFiles match, exactly."""
-        return int(self._http.json("POST", COUNT, {"filter": to_tagged(dict(filter or {}), "filter")})["count"])
+        question = {"filter": to_tagged(dict(filter or {}), "filter"), "text": text}
+        return int(self._http.json("POST", COUNT, question)["count"])
 
-    def distinct(self, field: str, filter: Mapping[str, Any] | None = None, limit: int = 100) -> dict[Any, int]:
+    def distinct(
+        self, field: str, filter: Mapping[str, Any] | None = None, limit: int = 100, *, text: str | None = None
+    ) -> dict[Any, int]:
         """The values at a path and how many DataFiles have each, most frequent first: `client.distinct("station")`."""
-        question = {"field": field, "filter": to_tagged(dict(filter or {}), "filter"), "limit": limit}
+        question = {"field": field, "filter": to_tagged(dict(filter or {}), "filter"), "text": text, "limit": limit}
         found = self._http.json("POST", DISTINCT, question)["values"]
         return {from_tagged(entry["value"]): entry["count"] for entry in found}
 

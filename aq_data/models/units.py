@@ -23,8 +23,11 @@ _ALIASES = ("@alias ohm = Ohm = Ohms", "@alias degree = Degrees = Degree = degs"
 """Spellings that instruments use and pint does not know."""
 
 _NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(\S.*?)\s*", re.ASCII)
-_COSTLY = re.compile(r"\d{4}|(?:\*\*|\^)\s*[-+]?[\d.]*\s*(?:\*\*|\^|\()")
-"""Powers of powers: computing them could take for ever, and no unit has them."""
+_FORM = re.compile(
+    r"(?:[()\s*/·⋅×]|1(?![\d.])"
+    r"|[A-Za-zµμΩΩÅ°ΦΔ%_][A-Za-z0-9µμΩΩÅ°_]*(?:(?:\*\*|\^)[-+]?\d{1,2}(?:\.\d{1,2})?|[⁺⁻]?[⁰¹²³⁴-⁹]{1,2})?)+"
+)
+"""Products of names with small exponents: powers of powers and of numbers could take for ever to compute."""
 _ROOT = re.compile(r"sqrt\(([^()]+)\)")
 
 
@@ -57,7 +60,7 @@ def parse_quantity(text: str) -> Quantity | None:
 @lru_cache(4096)
 def parse_unit(text: str) -> Unit | None:
     """The unit that `text` names; None when there is none, or no such unit."""
-    if not text.strip() or len(text) > MAX_UNIT or re.match(r"[\s\d.+-]", text) or _COSTLY.search(text):
+    if not text.strip() or len(text) > MAX_UNIT or not _FORM.fullmatch(text):
         return None
     registry = _registry()
     try:

@@ -67,7 +67,10 @@ def make_parser() -> argparse.ArgumentParser:
     for name, help in (("ls", "list the newest DataFiles"), ("search", "find DataFiles by a filter")):
         command = add(name, "client", help)
         if name == "search":
-            command.add_argument("filter", help='JSON, as in \'{"chip": "C7", "power": {"$lt": -20}}\'')
+            command.add_argument(
+                "filter", nargs="?", default="{}", help='JSON, as in \'{"chip": "C7", "power": {"$lt": -20}}\''
+            )
+            command.add_argument("--text", help="words to be found in names, comments, tags, settings and other texts")
         command.add_argument("--sort", default="-created_at", help="path to order by, - before it for descending")
         command.add_argument("--limit", type=int, help="default 20; with --fields every match")
         if name == "search":

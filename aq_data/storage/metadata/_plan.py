@@ -207,7 +207,7 @@ class Question:
         if isinstance(node, Compare):
             path = self._catalog.path(node.path, node.kind)
             return path is not None and node.op != "eq" and (path.multi or node.kind not in KIND_ORDER)
-        return isinstance(node, (Exists, Match, Element))
+        return isinstance(node, (AnyOf, Exists, Match, Element))
 
     def _rows(
         self, found: Statement, sort: SortKey, limit: int, start: Cursor | None, total: int
