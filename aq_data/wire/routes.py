@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 __all__ = [
     "API",
+    "COMPARE",
     "COUNT",
     "DATAFILES",
     "DISTINCT",
@@ -15,15 +16,19 @@ __all__ = [
     "array_path",
     "blocks_path",
     "datafile_path",
+    "diff_path",
     "events_path",
     "file_path",
     "preview_path",
+    "revert_path",
+    "revisions_path",
     "sweep_path",
     "written_path",
 ]
 
 API = "/api/v1"
 DATAFILES = f"{API}/datafiles"
+COMPARE = f"{DATAFILES}/compare"
 SWEEPS = f"{API}/sweeps"
 SEARCH = f"{API}/search"
 COUNT = f"{API}/search/count"
@@ -35,6 +40,18 @@ SERVER_NAME = "aq-data"
 
 def datafile_path(id: str) -> str:
     return f"{DATAFILES}/{quote(id, safe='')}"
+
+
+def diff_path(id: str, other: str) -> str:
+    return f"{datafile_path(id)}/diff/{quote(other, safe='')}"
+
+
+def revisions_path(id: str) -> str:
+    return f"{datafile_path(id)}/revisions"
+
+
+def revert_path(id: str) -> str:
+    return f"{datafile_path(id)}/revert"
 
 
 def array_path(id: str, name: str) -> str:

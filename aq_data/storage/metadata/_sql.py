@@ -54,6 +54,12 @@ SCHEMA = (
     "CREATE TABLE IF NOT EXISTS terms (p INTEGER, v NOT NULL, d INTEGER, PRIMARY KEY (p, v, d)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS barred (id TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (id, key)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS tokens (id TEXT PRIMARY KEY, hash TEXT NOT NULL UNIQUE, token BLOB NOT NULL)",
+    # `datafile`: the position of the record that was changed to `revision`.
+    """CREATE TABLE IF NOT EXISTS changes (
+        datafile INTEGER NOT NULL,
+        revision INTEGER NOT NULL,
+        change BLOB NOT NULL,
+        UNIQUE (datafile, revision))""",
     # A sweep's plan never changes, its state with every block. `pending`: the background has something to do.
     """CREATE TABLE IF NOT EXISTS sweeps (
         number INTEGER PRIMARY KEY,

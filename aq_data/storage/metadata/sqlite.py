@@ -22,9 +22,11 @@ import msgspec
 
 from aq_data.errors import AqDataError, ConfigError, UnavailableError
 from aq_data.models.datafile import DataFile, DataFileId
+from aq_data.models.history import Change
 from aq_data.models.query import Node
 from aq_data.models.terms import SortKey, sort_key, terms_at
 from aq_data.models.values import format_instant
+from aq_data.storage.metadata._changes import add_change, changes_before
 from aq_data.storage.metadata._connection import Writer, border, open_connection
 from aq_data.storage.metadata._index import TermIndex
 from aq_data.storage.metadata._sql import (
@@ -165,6 +167,8 @@ class SqliteStore(MetadataStore):
             (document.revision, document.state == "deleted", record.attempt, record.digest, encoded, row[0]),
         )
         self._index.replace(connection, row[0], row[1], encoded)
+        if record.change is not None:
+            add_change(connection, row[0], record.change)
         if document.sweep is not None and document.state == "open":
             self._sweeps.note_revision(connection, document.id, document.revision)
         return True
@@ -212,6 +216,9 @@ class SqliteStore(MetadataStore):
             oldest = next(iter(self._records))
             del self._records[oldest]
             self._cached_bytes -= self._sizes.pop(oldest)
+
+    async def changes(self, id: DataFileId, limit: int, before: int | None = None) -> list[Change]:
+        return await self.read(lambda connection: changes_before(connection, id, before, limit))
 
     async def search(self, node: Node, sort: SortKey, limit: int, cursor: str | None, include_deleted: bool = False) -> Page:
         start = Cursor.decode(cursor, sort) if cursor is not None else None
