@@ -27,6 +27,7 @@ __all__ = [
     "differences",
     "exact_differences",
     "place_of",
+    "place_text",
     "undo",
     "units_of",
 ]
@@ -169,6 +170,14 @@ def place_of(steps: Iterable[Step]) -> tuple[str, tuple[tuple[int, int], ...]]:
         else:
             segments.append(_escape(step))
     return ".".join(segments), tuple(at)
+
+
+def place_text(path: str, at: Iterable[tuple[int, int]]) -> str:
+    """A place as it is shown to people, as in `metadata.channels[2].gain`."""
+    segments = [_escape(segment) for segment in path_segments(path)]
+    for count, position in at:
+        segments[count - 1] += f"[{position}]"
+    return ".".join(segments)
 
 
 def is_object(value: Any) -> bool:

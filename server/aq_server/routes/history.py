@@ -28,7 +28,7 @@ _DIFFERENCE = (
 )
 
 _VARIATIONS = json_object(
-    "In order of paths: `path` (and `at`) with `values`, one {value, unit} for each id; one without `value` has nothing there."
+    "In order of paths: `path` (and `at`) with `values`, one {value, unit} for each id, {} where there is nothing."
 )
 
 
