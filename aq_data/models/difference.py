@@ -225,12 +225,9 @@ def undo(document: Mapping[str, Any], found: Iterable[Difference]) -> dict[str, 
 
 
 def _steps(difference: Difference) -> list[Step]:
-    at = dict(difference.at)
-    steps: list[Step] = []
-    for count, segment in enumerate(path_segments(difference.path)):
-        if count in at:
-            steps.append(at[count])
-        steps.append(segment)
+    steps: list[Step] = list(path_segments(difference.path))
+    for count, position in reversed(difference.at):
+        steps.insert(count, position)
     return steps
 
 
