@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
@@ -30,8 +31,13 @@ class Change(msgspec.Struct, frozen=True):
 
 def change_between(before: DataFile, after: DataFile, actor: str) -> Change:
     """The change from one revision of a document to the next."""
-    found = exact_differences(json_of(before), json_of(after))
-    return Change(after.revision, after.updated_at, actor, tuple(found))
+    old: dict[str, Any] = {}
+    new: dict[str, Any] = {}
+    for field in DataFile.__struct_fields__:
+        one, other = msgspec.json.encode(getattr(before, field)), msgspec.json.encode(getattr(after, field))
+        if one != other:  # most are the same, among them a large snapshot
+            old[field], new[field] = msgspec.json.decode(one), msgspec.json.decode(other)
+    return Change(after.revision, after.updated_at, actor, tuple(exact_differences(old, new)))
 
 
 def shown(change: Change) -> Change:
@@ -57,7 +63,7 @@ def reverted(current: DataFile, old: DataFile, updated_at: str, keeps: frozenset
     `current` itself when they are the same already. Arrays, files and state are never touched.
     """
     restored = msgspec.structs.replace(current, **{field: getattr(old, field) for field in TYPED_FIELDS - keeps})
-    if not exact_differences(json_of(current), json_of(restored)):
+    if not change_between(current, restored, "").differences:
         return current
     return apply_patch(restored, {}, updated_at)
 
