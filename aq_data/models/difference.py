@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 
 from aq_data.models.datafile import SERVER_FIELDS, DataFile
+from aq_data.models.paths import escape_segment, join_path, path_segments
 from aq_data.models.structs import resolve
-from aq_data.models.terms import _escape, comparable, path_segments
+from aq_data.models.terms import comparable
 from aq_data.models.values import tag_of
 
 __all__ = [
@@ -168,13 +169,13 @@ def place_of(steps: Iterable[Step]) -> tuple[str, tuple[tuple[int, int], ...]]:
         if isinstance(step, int):
             at.append((len(segments), step))
         else:
-            segments.append(_escape(step))
-    return ".".join(segments), tuple(at)
+            segments.append(step)
+    return join_path(segments), tuple(at)
 
 
 def place_text(path: str, at: Iterable[tuple[int, int]]) -> str:
     """A place as it is shown to people, as in `metadata.channels[2].gain`."""
-    segments = [_escape(segment) for segment in path_segments(path)]
+    segments = [escape_segment(segment) for segment in path_segments(path)]
     for count, position in at:
         segments[count - 1] += f"[{position}]"
     return ".".join(segments)

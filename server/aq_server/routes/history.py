@@ -122,7 +122,7 @@ class HistoryRoutes(Controller):
         summary="Give a DataFile the typed fields and the metadata of an old revision, as a new one",
         description="Arrays, files and state stay. When nothing would change there is no new revision.",
         status_code=200,
-        responses=refusals(404, 412, 413, 415),
+        responses=refusals(404, 409, 412, 413, 415),
         operation_class=operation(
             body={JSON: json_object("`revision`.", example={"revision": 1})},
             success={200: ("The document.", {JSON: json_object("As `GET` answers it.")})},
