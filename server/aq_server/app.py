@@ -181,7 +181,8 @@ def _answering_options(app: Litestar) -> ASGIApp:
     # A key of the Zarr view has slashes, every other part of an address has none.
     patterns = [
         (re.compile(re.sub(r"\{key\}", ".+", re.sub(r"\{(?!key\})[^}]+\}", "[^/]+", path))), allowed | {"OPTIONS"})
-        for path, allowed in methods.items()
+        # An address of its own before one whose parameter would take it, too.
+        for path, allowed in sorted(methods.items(), key=lambda item: "{" in item[0])
     ]
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
