@@ -19,7 +19,7 @@ from aq_data.models.difference import json_of
 from aq_data.models.history import Change, change_between, rebuilt
 from aq_data.models.sweep import Ending
 from aq_data.storage.metadata.record import Record
-from aq_data.storage.metadata.store import MetadataStore
+from aq_data.storage.metadata.store import CHANGES_BYTES, MetadataStore
 
 NUMBERS = {"int": 1, "float": 1.0, "big": 2**70, "nan": {"$float": "NaN"}, "a.b": {"$literal": {"$float": 1}}, "none": None}
 
@@ -76,6 +76,27 @@ class ChangesTests:
                     before = page[-1].revision
                 assert found == listed(revisions)
             assert await store.changes(id, 10, 1) == []
+
+        within(open_store, body)
+
+    def test_large_changes_come_a_few_at_a_time(self, open_store):
+        """No list of them fills the memory, and none is left out."""
+
+        async def body(store):
+            revisions = [record()]
+            assert await store.insert(revisions[0]) is None
+            for n in range(1, 9):
+                revisions.append(next_of(revisions[-1], comment=str(n) * (CHANGES_BYTES // 6)))
+                assert await store.replace(revisions[-1], n)
+            found = []
+            while page := await store.changes(revisions[0].document.id, 100, found[-1].revision if found else None):
+                assert len(page) <= 6
+                found += page
+            assert found == listed(revisions)
+            # One that is larger than all may be is given alone.
+            revisions.append(next_of(revisions[-1], comment="x" * (CHANGES_BYTES + 1)))
+            assert await store.replace(revisions[-1], 9)
+            assert await store.changes(revisions[0].document.id, 100) == listed(revisions)[:1]
 
         within(open_store, body)
 

@@ -8,6 +8,7 @@ import msgspec
 
 from aq_data.models.datafile import DataFileId
 from aq_data.models.history import Change
+from aq_data.storage.metadata.store import CHANGES_BYTES
 
 __all__ = ["add_change", "changes_before"]
 
@@ -26,5 +27,11 @@ def add_change(connection: sqlite3.Connection, seq: int, change: Change) -> None
 
 def changes_before(connection: sqlite3.Connection, id: DataFileId, before: int | None, limit: int) -> list[Change]:
     """As `MetadataStore.changes`."""
-    rows = connection.execute(_SELECT, (id, _NEWEST if before is None else before, limit))
-    return [msgspec.json.decode(row[0], type=Change) for row in rows]
+    found: list[Change] = []
+    size = 0
+    for (encoded,) in connection.execute(_SELECT, (id, _NEWEST if before is None else before, limit)):
+        size += len(encoded)
+        if found and size > CHANGES_BYTES:
+            break
+        found.append(msgspec.json.decode(encoded, type=Change))
+    return found

@@ -15,7 +15,10 @@ from aq_data.models.structs import resolve
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.sweeplog import SweepLog
 
-__all__ = ["MetadataStore", "Page", "Token"]
+__all__ = ["CHANGES_BYTES", "MetadataStore", "Page", "Token"]
+
+CHANGES_BYTES = 16 << 20
+"""What one list of changes may take, as JSON."""
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -76,6 +79,8 @@ class MetadataStore(ABC):
     async def changes(self, id: DataFileId, limit: int, before: int | None = None) -> list[Change]:
         """Up to `limit` changes of a record, newest first, of revisions below `before`; none for an unknown id.
 
+        Fewer, but at least one where there is any, once they take about `CHANGES_BYTES`: a change may be as large as two
+        documents.
         Once `replace` or `SweepLog.end` has returned, its change is listed; one made meanwhile may or may not be.
         """
 

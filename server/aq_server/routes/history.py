@@ -100,7 +100,8 @@ class HistoryRoutes(Controller):
         summary="The changes of a DataFile, newest first",
         description="Each with the `revision` it made, `at`, `actor` (the user of the token) and `differences`: "
         + _DIFFERENCE
-        + " `next` is the `before` of the next page. Also of a DataFile that was deleted.",
+        + " `next` is the `before` of the next page; a page of large changes is shorter than `limit`. Also of a DataFile "
+        "that was deleted.",
         responses=refusals(404),
         operation_class=operation(success={200: ("`items`, `next`.", {JSON: json_object("One page.")})}),
     )
@@ -112,7 +113,7 @@ class HistoryRoutes(Controller):
         before: FromQuery[int | None] = None,
     ) -> Response[bytes]:
         changes = await history.changes(datafile_id, limit, before)
-        following = changes[-1].revision if len(changes) == limit else None
+        following = changes[-1].revision if changes and changes[-1].revision > 2 else None  # 2 is what the first change made
         answer = {"items": changes, "next": following}
         return Response(msgspec.json.encode(answer), media_type=JSON, headers={"Cache-Control": "no-cache"})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from aq_data.errors import NotFoundError, QueryError
 from aq_data.models.datafile import DataFile
 from aq_data.models.history import Change, rebuilt, reverted, shown
@@ -48,7 +50,7 @@ class History:
                     f"revision {revision} of DataFile {id} is lost: its history begins at {document.revision}, when the "
                     "database was rebuilt or began to keep it"
                 )
-            document = rebuilt(document, changes)
+            document = await asyncio.to_thread(rebuilt, document, changes)
         return document
 
     async def revert(self, id: str, revision: int, if_match: int | None, user: str | None) -> DataFile:
