@@ -33,12 +33,15 @@ from aq_server.config import ServerConfig
 from aq_server.observe import Observer
 from aq_server.problems import handle
 from aq_server.routes.arrays import ArrayRoutes, ZarrRoutes
+from aq_server.routes.bulk import BulkRoutes
 from aq_server.routes.datafiles import DataFileRoutes, FileRoutes
 from aq_server.routes.docs import ReferencePage
 from aq_server.routes.history import ComparisonRoutes, HistoryRoutes
 from aq_server.routes.operation import OperationRoutes
 from aq_server.routes.search import SearchRoutes
 from aq_server.routes.sweeps import EventRoutes, SweepRoutes
+from aq_server.service.bulk import Bulk
+from aq_server.service.columns import Columns
 from aq_server.service.comparing import Comparing
 from aq_server.service.datafiles import DataFiles
 from aq_server.service.folding import Folding
@@ -55,11 +58,15 @@ from aq_server.service.sweep_parts import SweepParts
 from aq_server.service.sweeps import Sweeps
 from aq_server.service.tokens import Tokens
 
-__all__ = ["Application", "Stores", "build_app", "open_stores"]
+__all__ = ["DATABASE", "Application", "Stores", "build_app", "open_stores"]
+
+DATABASE = "metadata.sqlite"
+"""Name of the database in the data folder."""
 
 
 _ROUTES = [
     DataFileRoutes,
+    BulkRoutes,
     FileRoutes,
     HistoryRoutes,
     ComparisonRoutes,
@@ -105,7 +112,7 @@ def open_stores(config: ServerConfig) -> Stores:
     blobs = FolderBlobs(folder / "blobs")
     scratch = folder / "scratch"
     scratch.mkdir(exist_ok=True)
-    return Stores(SqliteStore(folder / "metadata.sqlite"), ArrayStore(blobs, scratch))
+    return Stores(SqliteStore(folder / DATABASE), ArrayStore(blobs, scratch))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +146,9 @@ def build_app(config: ServerConfig, stores: Stores, *, ask_for_tokens: bool) -> 
         "history": History(datafiles, growing),
         "comparing": Comparing(datafiles, growing),
         "reading": reading,
+        "bulk": Bulk(datafiles, growing),
         "searching": searching,
+        "columns": Columns(searching),
         "config": config,
         "registry": registry,
     }
@@ -178,11 +187,11 @@ def _answering_options(app: Litestar) -> ASGIApp:
     for route in app.routes:
         if isinstance(route, HTTPRoute):
             methods.setdefault(route.path_format, set()).update(map(str, route.methods))
-    # A key of the Zarr view has slashes, every other part of an address has none.
+    # A key of the Zarr view has slashes, every other part of an address has none. What is spelt out goes first: `bulk` is
+    # no id.
     patterns = [
         (re.compile(re.sub(r"\{key\}", ".+", re.sub(r"\{(?!key\})[^}]+\}", "[^/]+", path))), allowed | {"OPTIONS"})
-        # An address of its own before one whose parameter would take it, too.
-        for path, allowed in sorted(methods.items(), key=lambda item: "{" in item[0])
+        for path, allowed in sorted(methods.items(), key=lambda item: item[0].count("{"))
     ]
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:

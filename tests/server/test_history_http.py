@@ -149,7 +149,7 @@ def guarded(data: Path, capsys, serve):
 
 
 def test_changes_name_the_user_of_the_token(guarded, tmp_path, monkeypatch):
-    """Of patches, files, deletions, the end of a sweep, and going back, which leaves the field `user` alone."""
+    """Of patches, files, deletions, also of many at once, the end of a sweep, and going back, which leaves the field `user` alone."""
     monkeypatch.setenv("AQ_DATA_SPOOL", str(tmp_path / "spool"))
     anna, bob = guarded["anna"], guarded["bob"]
     file = anna.save(name="T1")
@@ -159,6 +159,10 @@ def test_changes_name_the_user_of_the_token(guarded, tmp_path, monkeypatch):
     assert bob.revert(file.id, 1).user == "anna"
     anna.delete(file.id)
     assert [change.actor for change in bob.history(file.id)] == ["anna", "bob", "anna", "bob"]
+    many = anna.save(name="T1")
+    bob.update_many([{"id": many.id, "patch": {"flag": "red"}}])
+    anna.delete_many([many.id])
+    assert [change.actor for change in bob.history(many.id)] == ["anna", "bob"]
     with anna.sweep("T1", dims={"x": None}, variables={"y": ("float64", ("x",))}) as sweep:
         sweep.append(y=1.0, x=1.0, dim="x")
         sweep.leave()

@@ -8,6 +8,8 @@ the same the other way round: what a given document has, with 0 in place of dige
 
 from __future__ import annotations
 
+from aq_data.models.datafile import FORMAT
+
 __all__ = [
     "BLOCK_HEADERS",
     "BLOCK_ROWS",
@@ -39,9 +41,10 @@ PRAGMAS = (
 )
 
 RECORDS = (
-    # `indexed`: the last position in order of saving that is in the index; `alive`: how many of those are not deleted.
+    # `indexed`: the last position in order of saving that is in the index; `alive`: how many of those are not deleted;
+    # `format`: the newest form of documents.
     "CREATE TABLE IF NOT EXISTS progress (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",
-    "INSERT OR IGNORE INTO progress VALUES ('indexed', 0), ('alive', 0)",
+    f"INSERT OR IGNORE INTO progress VALUES ('indexed', 0), ('alive', 0), ('format', {FORMAT})",
     """CREATE TABLE IF NOT EXISTS datafiles (
         seq INTEGER PRIMARY KEY,
         id TEXT NOT NULL UNIQUE,
@@ -63,21 +66,26 @@ RECORDS = (
     "CREATE TABLE IF NOT EXISTS tokens (id TEXT PRIMARY KEY, hash TEXT NOT NULL UNIQUE, token BLOB NOT NULL)",
 )
 
+_WORDS = "(text, content='', detail=none, columnsize=0, tokenize='ascii')"
 INDEX = (
     # `multi`: some document has several values at the path, so that sorting has to choose among them.
-    # `many`: it has too many distinct values for `facets` to count each.
+    # `many`: it has too many distinct values for `facets` to count each. `n`: terms there of documents that are alive, which
+    # is how many documents unless `multi`.
     """CREATE TABLE IF NOT EXISTS paths (
         p INTEGER PRIMARY KEY,
         path TEXT NOT NULL,
         kind TEXT NOT NULL,
         multi INTEGER NOT NULL DEFAULT 0,
         many INTEGER NOT NULL DEFAULT 0,
+        n INTEGER NOT NULL DEFAULT 0,
         UNIQUE (path, kind))""",
     "CREATE TABLE IF NOT EXISTS terms (p INTEGER, v NOT NULL, d INTEGER, PRIMARY KEY (p, v, d)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS facts (d INTEGER, p INTEGER, v NOT NULL, PRIMARY KEY (d, p, v)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS facets (p INTEGER, v NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (p, v)) WITHOUT ROWID",
     # Words come folded and separated by blanks (models.words); beyond ASCII everything is a letter to this tokenizer.
-    "CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5 (text, content='', detail=none, columnsize=0, tokenize='ascii')",
+    # Those of deleted documents have a table of their own: a common word is then found without a look at its documents.
+    "CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5 " + _WORDS,
+    "CREATE VIRTUAL TABLE IF NOT EXISTS buried_words USING fts5 " + _WORDS,
 )
 
 SWEEPS = (
