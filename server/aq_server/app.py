@@ -36,15 +36,18 @@ from aq_server.routes.arrays import ArrayRoutes, ZarrRoutes
 from aq_server.routes.bulk import BulkRoutes
 from aq_server.routes.datafiles import DataFileRoutes, FileRoutes
 from aq_server.routes.docs import ReferencePage
+from aq_server.routes.history import ComparisonRoutes, HistoryRoutes
 from aq_server.routes.operation import OperationRoutes
 from aq_server.routes.search import SearchRoutes
 from aq_server.routes.sweeps import EventRoutes, SweepRoutes
 from aq_server.service.bulk import Bulk
 from aq_server.service.columns import Columns
+from aq_server.service.comparing import Comparing
 from aq_server.service.datafiles import DataFiles
 from aq_server.service.folding import Folding
 from aq_server.service.following import Following
 from aq_server.service.growing import Growing
+from aq_server.service.history import History
 from aq_server.service.maintenance import Maintenance
 from aq_server.service.notices import Notices, parse_secret
 from aq_server.service.reading import Reading
@@ -65,6 +68,8 @@ _ROUTES = [
     DataFileRoutes,
     BulkRoutes,
     FileRoutes,
+    HistoryRoutes,
+    ComparisonRoutes,
     ArrayRoutes,
     SearchRoutes,
     ZarrRoutes,
@@ -138,6 +143,8 @@ def build_app(config: ServerConfig, stores: Stores, *, ask_for_tokens: bool) -> 
         "sweeps": sweeps,
         "following": Following(stores.metadata, folder, signals),
         "datafiles": datafiles,
+        "history": History(datafiles, growing),
+        "comparing": Comparing(datafiles, growing),
         "reading": reading,
         "bulk": Bulk(datafiles, growing),
         "searching": searching,

@@ -56,6 +56,12 @@ RECORDS = (
         document BLOB NOT NULL)""",
     "CREATE INDEX IF NOT EXISTS alive ON datafiles (deleted)",
     "CREATE UNIQUE INDEX IF NOT EXISTS pids ON datafiles (pid) WHERE pid IS NOT NULL AND deleted=0",
+    # `datafile`: the position of the record that was changed to `revision`.
+    """CREATE TABLE IF NOT EXISTS changes (
+        datafile INTEGER NOT NULL,
+        revision INTEGER NOT NULL,
+        change BLOB NOT NULL,
+        UNIQUE (datafile, revision))""",
     "CREATE TABLE IF NOT EXISTS barred (id TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (id, key)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS tokens (id TEXT PRIMARY KEY, hash TEXT NOT NULL UNIQUE, token BLOB NOT NULL)",
 )

@@ -124,7 +124,8 @@ class BulkRoutes(Controller):
     async def remove(
         self, request: Request[Any, Any, Any], bulk: NamedDependency[Bulk], config: NamedDependency[ServerConfig]
     ) -> Stream:
-        return _answer(request, bulk.delete(await _items(request, Removal, config.max_document_bytes)))
+        items = await _items(request, Removal, config.max_document_bytes)
+        return _answer(request, bulk.delete(items, request.scope["state"].get("user")))
 
 
 async def _items(request: AnyRequest, type: type[T], limit: int) -> Iterator[T | AqDataError]:

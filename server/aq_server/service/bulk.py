@@ -91,11 +91,11 @@ class Bulk:
 
         return _outcomes(items, HELD_TOGETHER, lambda item: item.id, patch)
 
-    def delete(self, items: Iterable[Removal | AqDataError]) -> AsyncIterator[list[Outcome]]:
+    def delete(self, items: Iterable[Removal | AqDataError], user: str | None) -> AsyncIterator[list[Outcome]]:
         """Turn DataFiles into tombstones."""
 
         async def delete(item: Removal) -> Outcome:
-            await self._datafiles.delete(item.id.lower(), item.revision)
+            await self._datafiles.delete(item.id.lower(), item.revision, user)
             return Outcome()
 
         return _outcomes(items, HELD_TOGETHER, lambda item: item.id, delete)
