@@ -129,7 +129,8 @@ class TermIndex:
         return Entry(rows, facts_rows, () if is_deleted else facets, words, bool(is_deleted))
 
     def _path_id(self, connection: sqlite3.Connection, path: str, kind: str) -> int:
-        connection.execute("INSERT OR IGNORE INTO paths (path, kind) VALUES (?, ?)", (path, kind))
+        inherited = "(SELECT coalesce(max(multi), 0) FROM paths WHERE path=?)"
+        connection.execute(f"INSERT OR IGNORE INTO paths (path, kind, multi) VALUES (?, ?, {inherited})", (path, kind, path))
         row = connection.execute("SELECT p FROM paths WHERE path=? AND kind=?", (path, kind)).fetchone()
         p = self._path_ids[path, kind] = int(row[0])
         return p
