@@ -22,7 +22,10 @@ log = logging.getLogger("aq_data")
 BATCH = 32
 """Records indexed in one transaction: many enough to share pages, few enough to let a save in between."""
 BACKLOG = 512
-"""Records indexed in one transaction while a search waits or many are behind."""
+"""Records indexed in one transaction while a search waits."""
+LARGE_BACKLOG = 2048
+"""Records indexed in one transaction when several times as many wait: someone imports. Each batch touches nearly every page of
+large values, so that large batches write a third as much; nobody's save waits longer than one batch."""
 FACETS = 1000
 """Distinct values of a path that are counted one by one; a path with more is counted by walking it."""
 
@@ -129,11 +132,8 @@ class TermIndex:
         return Entry(rows, facts_rows, () if is_deleted else facets, words, bool(is_deleted))
 
     def _path_id(self, connection: sqlite3.Connection, path: str, kind: str) -> int:
-        connection.execute(
-            "INSERT OR IGNORE INTO paths (path, kind, multi) "
-            "VALUES (?, ?, (SELECT coalesce(max(multi), 0) FROM paths WHERE path=?))",
-            (path, kind, path),
-        )
+        inherited = "(SELECT coalesce(max(multi), 0) FROM paths WHERE path=?)"
+        connection.execute(f"INSERT OR IGNORE INTO paths (path, kind, multi) VALUES (?, ?, {inherited})", (path, kind, path))
         row = connection.execute("SELECT p FROM paths WHERE path=? AND kind=?", (path, kind)).fetchone()
         p = self._path_ids[path, kind] = int(row[0])
         return p

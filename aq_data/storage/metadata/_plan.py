@@ -203,7 +203,14 @@ class Question:
     def _repeats(self, node: Plain) -> bool:
         """Whether the index may give a document twice."""
         if isinstance(node, All):
-            return any(self._repeats(child) for child in node.children[:1])
+            leading = next((child for child in node.children if self._compiler.documents(child) is not None), None)
+            return leading is not None and self._repeats(leading)
+        if isinstance(node, AnyOf):
+            groups, rest = self._compiler.grouped(node)
+            if len(groups) + len(rest) > 1:
+                return False  # a union has no repeats
+            several = [group for group in groups if len(group.values) > 1]
+            return any(map(self._repeats, rest)) or any(g.path.multi or g.path.kind not in KIND_ORDER for g in several)
         if isinstance(node, Compare):
             path = self._catalog.path(node.path, node.kind)
             return path is not None and node.op != "eq" and (path.multi or node.kind not in KIND_ORDER)
