@@ -59,8 +59,13 @@ class TermIndex:
         self._facets.clear()
 
     def advance(self, connection: sqlite3.Connection, limit: int = BATCH) -> int:
-        """Index the next records in order of saving; the position up to which all are indexed then."""
+        """Index the next records in order of saving; the position up to which all are indexed then.
+
+        `limit` of them, or more when many more wait.
+        """
         through = self.through(connection)
+        newest = connection.execute("SELECT max(seq) FROM datafiles").fetchone()[0] or 0
+        limit = LARGE_BACKLOG if newest - through > 4 * LARGE_BACKLOG else limit
         question = "SELECT seq, deleted, document FROM datafiles WHERE seq>? ORDER BY seq LIMIT ?"
         rows = connection.execute(question, (through, limit)).fetchall()
         if not rows:
