@@ -24,8 +24,8 @@ BATCH = 32
 BACKLOG = 512
 """Records indexed in one transaction while a search waits."""
 LARGE_BACKLOG = 2048
-"""Records indexed in one transaction when several times as many wait: someone imports. Each batch touches nearly every page of
-large values, so that large batches write a third as much; nobody's save waits longer than one batch."""
+"""Records indexed in one transaction when several times as many wait: someone imports. Each batch touches nearly every page
+of varied values, so that large batches write a third as much; nobody's save waits longer than one batch."""
 FACETS = 1000
 """Distinct values of a path that are counted one by one; a path with more is counted by walking it."""
 
