@@ -9,7 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 from aq_data.storage.metadata.sqlite import SqliteStore
-from benchmarks.asking import StoreAsker
+from benchmarks.aq_askers import StoreAsker
 from benchmarks.questions import Question
 
 __all__ = ["Explained", "statements_of"]
