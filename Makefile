@@ -28,7 +28,7 @@ serve: $(INSTALLED) ## start a server on ./aq-data
 	@$(BIN)/aq-data serve
 
 test: $(INSTALLED_DEV) ## the whole suite; needs no service
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: $(INSTALLED_DEV) ## linters, types, import contracts
 	@$(BIN)/ruff check .
