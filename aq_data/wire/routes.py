@@ -6,6 +6,11 @@ from urllib.parse import quote
 
 __all__ = [
     "API",
+    "BULK",
+    "BULK_BYTES",
+    "BULK_DELETE",
+    "BULK_GET",
+    "BULK_ITEMS",
     "COUNT",
     "DATAFILES",
     "DISTINCT",
@@ -24,10 +29,18 @@ __all__ = [
 
 API = "/api/v1"
 DATAFILES = f"{API}/datafiles"
+BULK = f"{DATAFILES}/bulk"
+BULK_GET = f"{BULK}/get"
+BULK_DELETE = f"{BULK}/delete"
 SWEEPS = f"{API}/sweeps"
 SEARCH = f"{API}/search"
 COUNT = f"{API}/search/count"
 DISTINCT = f"{API}/search/distinct"
+
+BULK_ITEMS = 1000
+"""Items of one bulk request; clients send more in several."""
+BULK_BYTES = 16 << 20
+"""Its body, which is held in memory; a document larger than that is saved by itself."""
 
 SERVER_NAME = "aq-data"
 """The `Server` header, by which a client makes sure that what answers is aq-data."""

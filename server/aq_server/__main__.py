@@ -69,7 +69,10 @@ def make_parser() -> argparse.ArgumentParser:
         if name == "search":
             command.add_argument("filter", help='JSON, as in \'{"chip": "C7", "power": {"$lt": -20}}\'')
         command.add_argument("--sort", default="-created_at", help="path to order by, - before it for descending")
-        command.add_argument("--limit", type=int, default=20)
+        command.add_argument("--limit", type=int, help="default 20; with --fields every match")
+        if name == "search":
+            command.add_argument("--fields", metavar="A,B", help="print what stands at these paths, as a table")
+            command.add_argument("--format", choices=("table", "json", "ndjson", "csv"), help="of the table (default table)")
         _client_flags(command)
     show = add("show", "client", "show the document of a DataFile")
     show.add_argument("id")

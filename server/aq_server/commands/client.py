@@ -144,12 +144,35 @@ def run_search(options: argparse.Namespace) -> int:
         question = msgspec.json.decode(options.filter, type=dict[str, Any])
     except msgspec.DecodeError as exc:
         raise ValidationError(f"the filter is not a JSON object: {exc}") from exc
+    if options.fields is not None:
+        return _tabulate(options, dict(from_tagged(question)))
+    if options.format is not None:
+        raise ValidationError("--format is of the table that --fields makes: --fields name,metadata.chip")
     return _list(options, dict(from_tagged(question)))
+
+
+def _tabulate(options: argparse.Namespace, question: dict[str, Any]) -> int:
+    """CSV and NDJSON pass through as the server streams them, however many rows they have."""
+    fields, form = options.fields.split(","), options.format or ("ndjson" if options.json else "table")
+    with _connect(options) as client:
+        limit = {} if options.limit is None else {"limit": options.limit}
+        hits = client.search(question, sort=options.sort, **limit)
+        if form == "table":
+            table = hits.table(fields).astype(object)
+            print(table.where(table.notna(), "").to_string(index=False))
+            return 0
+        lines = hits.lines(fields, "csv" if form == "csv" else "ndjson")
+        if form == "json":
+            _print([msgspec.json.decode(line) for line in b"".join(lines).splitlines()])
+            return 0
+        for piece in lines:
+            sys.stdout.buffer.write(piece)
+    return 0
 
 
 def _list(options: argparse.Namespace, question: dict[str, Any]) -> int:
     with _connect(options) as client:
-        hits = client.search(question, sort=options.sort, limit=options.limit)
+        hits = client.search(question, sort=options.sort, limit=20 if options.limit is None else options.limit)
         for file in hits:
             if options.json:
                 _print(file.to_json())
