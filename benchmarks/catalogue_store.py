@@ -76,7 +76,7 @@ def ensure_sqlite(count: int, cache: Path) -> Path:
     """The data folder of a server with so many documents, filled if it is not there; what was half filled is gone on with.
 
     Its name holds the versions of the generator and of the database's schema, and a digest of that, as it may change before
-    its version is released: a store of another is never measured. How fast the last documents went in and how large it became
+    its version is released: a store of another is never measured. How fast documents went in and how large it became
     is kept beside it, in `built.json`.
     """
     schema = f"{SCHEMA_VERSION}-{hashlib.sha256(repr(SCHEMA).encode()).hexdigest()[:8]}"
