@@ -24,6 +24,8 @@ __all__ = ["SIDES", "Ask", "open_sides"]
 SIDES = ("store", "http", "tiled")
 Ask: TypeAlias = Callable[[str, int], Finding]
 """Ask one family so many questions."""
+_TOLD = 1000
+"""Documents that Tiled loads between two messages."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -76,8 +78,9 @@ def _tiled(documents: int, cache: Path) -> Iterator[Ask]:
         log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "driver.log"
         driver = DriverProcess(str(python), "tiled-catalogue", {"url": server.url, "api_key": TILED_KEY}, log)
         stack.callback(driver.stop)
-        _LOG.info("filling Tiled")
-        driver.ask("load_catalogue", count=documents)
+        for count in range(_TOLD, documents + _TOLD, _TOLD):
+            driver.ask("load_catalogue", count=count)
+            _LOG.info("Tiled has %d documents", count)
 
         def ask(family: str, values: int) -> Finding:
             return Finding(**driver.ask("ask_family", side="tiled", name=family, count=documents, values=values))
