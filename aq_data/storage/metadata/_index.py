@@ -65,7 +65,7 @@ class TermIndex:
         """
         through = self.through(connection)
         newest = connection.execute("SELECT max(seq) FROM datafiles").fetchone()[0] or 0
-        limit = LARGE_BACKLOG if newest - through > 4 * LARGE_BACKLOG else limit
+        limit = max(limit, LARGE_BACKLOG) if newest - through > 4 * LARGE_BACKLOG else limit
         question = "SELECT seq, deleted, document FROM datafiles WHERE seq>? ORDER BY seq LIMIT ?"
         rows = connection.execute(question, (through, limit)).fetchall()
         if not rows:
