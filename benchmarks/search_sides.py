@@ -22,8 +22,8 @@ from benchmarks.tiled_environment import TILED, ensure_tiled
 __all__ = ["SIDES", "Ask", "open_sides"]
 
 SIDES = ("store", "http", "tiled")
-Ask: TypeAlias = Callable[[str, int], Finding]
-"""Ask one family so many questions."""
+Ask: TypeAlias = Callable[[str, int, int], Finding]
+"""Ask one family so many questions, each so many times."""
 _TOLD = 1000
 """Documents that Tiled loads between two messages."""
 _LOG = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def open_sides(names: list[str], documents: int, cache: Path, stack: ExitStack) 
 
 
 def _in_this_process(asker: Asker, side: str, truth: Truth) -> Ask:
-    return lambda family, values: ask_family(asker, side, family, truth, values)
+    return lambda family, values, repeats: ask_family(asker, side, family, truth, values, repeats)
 
 
 @contextmanager
@@ -82,7 +82,8 @@ def _tiled(documents: int, cache: Path) -> Iterator[Ask]:
             driver.ask("load_catalogue", count=count)
             _LOG.info("Tiled has %d documents", count)
 
-        def ask(family: str, values: int) -> Finding:
-            return Finding(**driver.ask("ask_family", side="tiled", name=family, count=documents, values=values))
+        def ask(family: str, values: int, repeats: int) -> Finding:
+            how = {"count": documents, "values": values, "repeats": repeats}
+            return Finding(**driver.ask("ask_family", side="tiled", name=family, **how))
 
         yield ask
