@@ -2,7 +2,7 @@
 
 Every family of questions is asked of the store itself, of a server on the same data and, if asked for, of Tiled, one side
 after the other, with 100 varied values (the fastest of three times each) after some that warm the caches; every answer is
-compared with what NumPy computes. The catalogues are filled once, into the cache (a million documents take long). `--explain`
+compared with what NumPy computes. The catalogues are filled once, into the cache (a million takes long). `--explain`
 shows the statements of the questions that miss their target, how long each takes alone, and how SQLite means to run it.
 """
 
