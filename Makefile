@@ -28,7 +28,7 @@ serve: $(INSTALLED) ## start a server on ./aq-data
 	@$(BIN)/aq-data serve
 
 test: $(INSTALLED_DEV) ## the whole suite; skips what needs a service
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --dist worksteal
 
 services: .venv/bin/python ## fetch what test-services needs into .cache, once
 	@$(BIN)/python tests/services/fetch.py
