@@ -7,15 +7,15 @@ from typing import Any
 from benchmarks.contest import WORKLOADS, Results
 from benchmarks.targets import Verdict
 
-__all__ = ["as_json", "as_text"]
+__all__ = ["as_json", "as_text", "table"]
 
 _MET = {True: "met", False: "MISSED", None: ""}
 
 
 def as_text(results: Results, verdicts: Sequence[Verdict]) -> str:
     """Medians over the rounds, then the quotients beside their targets."""
-    tables = [_table(("", "workload", "side", "median over rounds"), _figure_rows(results))]
-    tables.append(_table(("", "value", "median", "rounds", "target", ""), map(_verdict_row, verdicts)))
+    tables = [table(("", "workload", "side", "median over rounds"), _figure_rows(results))]
+    tables.append(table(("", "value", "median", "rounds", "target", ""), map(_verdict_row, verdicts)))
     if results.errors:
         tables.append("failed:\n" + "\n".join(results.errors))
     return "\n\n".join(tables)
@@ -68,7 +68,8 @@ def _value_name(verdict: Verdict) -> str:
     return f"{target.figure} of {target.over}" + (f" / {target.under}" if target.under else "")
 
 
-def _table(heading: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+def table(heading: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Text in columns."""
     lines = [heading, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     ruler = tuple("-" * width for width in widths)

@@ -12,7 +12,7 @@ from benchmarks.peer import Options
 from benchmarks.server_process import ServerKind, ServerProcess
 from benchmarks.workloads import Scale, Stored
 
-__all__ = ["SIDES", "Side", "open_sides"]
+__all__ = ["AQ_SERVER", "SIDES", "Side", "open_sides"]
 
 SIDES = ("aq", "tiled", "tiled-tuned", "zarr", "route")
 _TILED_KEY = "benchmark"
@@ -126,7 +126,7 @@ def open_sides(names: list[str], folder: Path, scale: Scale, tiled: Path | None,
 def _contestant(name: str, scale: Scale, tiled: Path | None) -> Contestant:
     match name:
         case "aq":
-            return Contestant("aq", sys.executable, ServerKind(_aq_command, "/healthz"), {})
+            return Contestant("aq", sys.executable, AQ_SERVER, {})
         case "route":
             return Contestant("route", sys.executable, ServerKind(_route_command, "/box"), {})
         case "zarr":
@@ -140,6 +140,9 @@ def _contestant(name: str, scale: Scale, tiled: Path | None) -> Contestant:
 
 def _aq_command(port: int, folder: Path) -> list[str]:
     return [sys.executable, "-m", "aq_server", "serve", *_address(port), "--data", str(folder)]
+
+
+AQ_SERVER = ServerKind(_aq_command, "/healthz")
 
 
 def _route_command(port: int, _folder: Path) -> list[str]:

@@ -11,7 +11,18 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FULL", "SMALL", "Scale", "Selection", "Stored", "array_of", "box_selections", "holds", "metadata_of"]
+__all__ = [
+    "FULL",
+    "SMALL",
+    "Scale",
+    "Selection",
+    "Stored",
+    "array_of",
+    "box_selections",
+    "holds",
+    "metadata_of",
+    "numbers_at",
+]
 
 Selection: TypeAlias = tuple[slice | int, ...]
 
@@ -123,7 +134,7 @@ class Stored:
         return asdict(self)
 
 
-def _numbers(flat_index: NDArray[np.uint64], seed: int) -> NDArray[np.float64]:
+def numbers_at(flat_index: NDArray[np.uint64], seed: int) -> NDArray[np.float64]:
     """Uniform in [0, 1) with 53 random bits each (splitmix64), so that no codec gains more than the exponents."""
     bits = flat_index * np.uint64(0x9E3779B97F4A7C15)
     bits += np.uint64((seed + 1) * 0xD1342543DE82EF95 % (1 << 64))
@@ -139,7 +150,7 @@ def array_of(shape: tuple[int, ...], seed: int) -> NDArray[np.float64]:
     flat = np.empty(math.prod(shape), dtype=np.float64)
     for start in range(0, flat.size, _HASH_BLOCK):
         stop = min(start + _HASH_BLOCK, flat.size)
-        flat[start:stop] = _numbers(np.arange(start, stop, dtype=np.uint64), seed)
+        flat[start:stop] = numbers_at(np.arange(start, stop, dtype=np.uint64), seed)
     return flat.reshape(shape)
 
 
@@ -151,7 +162,7 @@ def holds(stored: Stored, selection: Selection, data: NDArray[np.float64]) -> bo
         flat = np.add.outer(flat, np.arange(length, dtype=np.uint64)[part] * np.uint64(step))
     if stored.seed is None:
         return data.shape == flat.shape
-    return np.array_equal(data, _numbers(flat, stored.seed))
+    return np.array_equal(data, numbers_at(flat, stored.seed))
 
 
 def box_selections(stored: Stored, count: int, seed: int) -> Iterator[Selection]:

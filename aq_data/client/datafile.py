@@ -14,7 +14,7 @@ from aq_data.client.http import Body, Http
 from aq_data.client.outgoing import outgoing_files
 from aq_data.client.progress import progress
 from aq_data.errors import ConflictError, CorruptionError, NotFoundError, UnavailableError
-from aq_data.models.terms import path_segments
+from aq_data.models.paths import path_segments
 from aq_data.models.values import from_tagged
 from aq_data.wire.routes import datafile_path, file_path
 

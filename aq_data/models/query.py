@@ -4,25 +4,44 @@ r"""The filter language: the familiar MongoDB form, parsed once into a small tre
     {"instruments.vna.settings.power.value": {"$gte": -40, "$lt": -20}}
     {"$or": [{"flag": "red"}, {"tags": {"$in": ["q3", "q4"]}}], "comment": {"$exists": true}}
 
-Operators: `$eq $ne $gt $gte $lt $lte $in $nin $exists $not` on a path, `$and $or $nor $not` on filters. Path segments
-are separated by dots; a dot inside a key is written `\.`. Values compare by type: numbers with numbers, text with text;
-equality on a list matches the whole list or any element; null matches null and missing.
+Operators: `$eq $ne $gt $gte $lt $lte $in $nin $all $exists $regex $size $elemMatch $not` on a path, `$and $or $nor $not` on
+filters, and `$text`. Path segments are separated by dots; a dot in a key is written `\.`, a dollar at its beginning `\$`.
+Values compare by type: numbers with numbers, text with text; equality on a list matches the whole list or any element; null
+matches null and missing. At a path that ends in `value` a text such as "20 mK" stands for a quantity. docs/filters.md has
+the grammar.
 
-A tree speaks of a document's terms (`models.terms`): stores compile it over their index of terms, and `matches` evaluates it
-over a set of them, so that all agree.
+A tree speaks of a document's terms (`models.terms`), texts and words: stores compile it over their index of them, and
+`models.matching` evaluates it over one document, so that all agree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from aq_data.errors import QueryError, ValidationError
-from aq_data.models.terms import TEXT_PREFIX, Kind, Term, comparable, nearest_float, parse_path
+from aq_data.models.paths import ELEMENT, parse_path, parse_relative_path
+from aq_data.models.patterns import Pattern, parse_pattern
+from aq_data.models.terms import TEXT_PREFIX, Kind, comparable, nearest_float
+from aq_data.models.units import QUANTITY, Quantity, parse_quantity
 from aq_data.models.values import check_value, tag_of
+from aq_data.models.words import parse_words
 
-__all__ = ["All", "AnyOf", "Compare", "Exists", "Node", "Not", "matches", "parse_filter"]
+__all__ = [
+    "All",
+    "AnyOf",
+    "Compare",
+    "Element",
+    "Exists",
+    "Match",
+    "Node",
+    "Not",
+    "Words",
+    "check_dimension",
+    "nodes_of",
+    "parse_filter",
+]
 
 MAX_DEPTH = 12
 MAX_CLAUSES = 500
@@ -48,6 +67,29 @@ class Exists:
 
 
 @dataclass(frozen=True, slots=True)
+class Match:
+    """The pattern is found in some text at `path`, whole texts of any length."""
+
+    path: str
+    pattern: Pattern
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """Some element of a list at `path` is matched by the child, whose paths begin with `@`."""
+
+    path: str
+    child: Node
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Every one of these folded words is the beginning of a word of the document."""
+
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class All:
     """Every child; no child is true."""
 
@@ -68,7 +110,7 @@ class Not:
     child: Node
 
 
-Node = Compare | Exists | All | AnyOf | Not
+Node = Compare | Exists | Match | Element | Words | All | AnyOf | Not
 
 
 def parse_filter(query: Any) -> Node:
@@ -76,9 +118,30 @@ def parse_filter(query: Any) -> Node:
     return _Parser().filter(query, 0)
 
 
+def nodes_of(node: Node) -> Iterator[Node]:
+    """The node and everything below it, not entering elements of lists."""
+    yield node
+    if isinstance(node, (All, AnyOf)):
+        for child in node.children:
+            yield from nodes_of(child)
+    elif isinstance(node, Not):
+        yield from nodes_of(node.child)
+
+
+def check_dimension(node: Compare, kinds: Iterable[str]) -> None:
+    """QueryError when quantities stand at the path, `kinds` of terms all, and none has the dimension asked for."""
+    stored = sorted(kind.removeprefix(QUANTITY) for kind in kinds if kind.startswith(QUANTITY))
+    wanted = node.kind.removeprefix(QUANTITY)
+    if node.kind.startswith(QUANTITY) and stored and wanted not in stored:
+        raise QueryError(f"{node.path} is measured in {' or '.join(stored)}; it cannot be compared with {wanted}")
+
+
 class _Parser:
+    """`in_element`: paths are those of an element of a list."""
+
     def __init__(self) -> None:
         self.clauses = 0
+        self.in_element = False
 
     def filter(self, query: Any, depth: int) -> Node:
         if not isinstance(query, dict):
@@ -93,17 +156,29 @@ class _Parser:
 
     def clause(self, key: str, value: Any, depth: int) -> Node:
         if not key.startswith("$"):
-            return self.conditions(parse_path(key), key, value, depth + 1)
+            return self.conditions(parse_relative_path(key) if self.in_element else parse_path(key), key, value, depth + 1)
         if key == "$not":
             return Not(self.filter(value, depth + 1))
+        if key == "$text" and not self.in_element:
+            return self.text(value)
         if key not in ("$and", "$or", "$nor"):
-            raise QueryError(f"unknown operator {key[:40]!r}; on filters there are $and, $or, $nor and $not", operator=key)
+            raise QueryError(
+                f"unknown operator {key[:40]!r}; on filters there are $and, $or, $nor, $not and $text", operator=key
+            )
         if not isinstance(value, list) or not value:
             raise QueryError(f"{key} takes a list of filters, not {_shown(value)}", operator=key)
         children = tuple(self.filter(item, depth + 1) for item in value)
         if key == "$and":
             return _all(children)
         return AnyOf(children) if key == "$or" else Not(AnyOf(children))
+
+    def text(self, value: Any) -> Node:
+        if not isinstance(value, str):
+            raise QueryError(f"$text takes a text, not {_shown(value)}", operator="$text")
+        words = parse_words(value)
+        self.clauses += len(words)
+        self.count(0)
+        return Words(words)
 
     def conditions(self, path: str, name: str, value: Any, depth: int) -> Node:
         self.count(depth)
@@ -115,43 +190,79 @@ class _Parser:
         return _all(self.condition(path, name, op, operand, depth) for op, operand in value.items())
 
     def condition(self, path: str, name: str, op: str, operand: Any, depth: int) -> Node:
-        if op == "$eq":
-            return self.equal(path, name, operand)
-        if op == "$ne":
-            return Not(self.equal(path, name, operand))
-        if op in ("$gt", "$gte", "$lt", "$lte"):
+        if op in ("$eq", "$ne"):
+            equal = self.equal(path, name, operand)
+            return equal if op == "$eq" else Not(equal)
+        if op in _OPERATORS:
             return self.order(path, name, op, operand)
-        if op in ("$in", "$nin"):
-            if not isinstance(operand, list):
-                raise QueryError(f"{name}: {op} takes a list, not {_shown(operand)}", operator=op)
-            self.clauses += len(operand) // 10
-            self.count(depth)
-            alternatives = dict.fromkeys(
-                node
-                for item in operand
-                for equal in [self.equal(path, name, item)]
-                for node in (equal.children if isinstance(equal, AnyOf) else (equal,))
-            )
-            found = AnyOf(tuple(alternatives))
-            return found if op == "$in" else Not(found)
-        if op == "$exists":
-            if not isinstance(operand, bool):
-                raise QueryError(f"{name}: $exists takes true or false, not {_shown(operand)}", operator=op)
-            return Exists(path) if operand else Not(Exists(path))
+        if op in ("$in", "$nin", "$all"):
+            return self.listed(path, name, op, operand, depth)
+        if op == "$elemMatch":
+            return self.element(path, name, operand, depth)
         if op == "$not":
             if not isinstance(operand, dict):
                 raise QueryError(f"{name}: $not takes an object of operators, not {_shown(operand)}", operator=op)
             return Not(self.conditions(path, name, operand, depth + 1))
-        known = "$eq $ne $gt $gte $lt $lte $in $nin $exists $not"
-        raise QueryError(f"{name[:80]}: unknown operator {op[:40]!r}; there are {known}", operator=op)
+        return self.question(path, name, op, operand)
+
+    def question(self, path: str, name: str, op: str, operand: Any) -> Node:
+        """What is asked of a value other than how it compares."""
+        if op == "$exists":
+            if not isinstance(operand, bool):
+                raise QueryError(f"{name}: $exists takes true or false, not {_shown(operand)}", operator=op)
+            return Exists(path) if operand else Not(Exists(path))
+        if op == "$regex":
+            if not isinstance(operand, str):
+                raise QueryError(f"{name}: $regex takes a pattern as text, not {_shown(operand)}", operator=op)
+            return Match(path, parse_pattern(operand, name[:80]))
+        if op == "$size":
+            if not isinstance(operand, int) or isinstance(operand, bool) or not 0 <= operand < 1 << 53:
+                raise QueryError(f"{name}: $size takes a number of elements, not {_shown(operand)}", operator=op)
+            return Compare(path, "eq", "size", operand)
+        raise QueryError(f"{name[:80]}: unknown operator {op[:40]!r}; there are {_KNOWN}", operator=op)
+
+    def listed(self, path: str, name: str, op: str, operand: Any, depth: int) -> Node:
+        if not isinstance(operand, list):
+            raise QueryError(f"{name}: {op} takes a list, not {_shown(operand)}", operator=op)
+        self.clauses += len(operand) // 10
+        self.count(depth)
+        equal = [self.equal(path, name, item) for item in operand]
+        if op == "$all":
+            return _all(tuple(equal)) if equal else AnyOf(())  # as in MongoDB, nothing has all of nothing
+        alternatives = dict.fromkeys(node for one in equal for node in (one.children if isinstance(one, AnyOf) else (one,)))
+        found = AnyOf(tuple(alternatives))
+        return found if op == "$in" else Not(found)
+
+    def element(self, path: str, name: str, operand: Any, depth: int) -> Node:
+        """Conditions on the elements themselves, or a filter on the objects that they are."""
+        if not isinstance(operand, dict) or not operand:
+            raise QueryError(
+                f"{name}: $elemMatch takes a filter or conditions, not {_shown(operand)}", operator="$elemMatch"
+            )
+        outside, self.in_element = self.in_element, True
+        try:
+            on_filters = ("$and", "$or", "$nor")
+            if all(key.startswith("$") and key not in on_filters for key in operand):
+                child = self.conditions(ELEMENT, name, operand, depth + 1)
+            else:
+                child = self.filter(operand, depth + 1)
+        finally:
+            self.in_element = outside
+        return Element(path, child)
 
     def equal(self, path: str, name: str, value: Any) -> Node:
         kind, comparable = self.operand(path, name, value)
         if kind == "null":
             return AnyOf((Compare(path, "eq", "null", 0), Not(Exists(path))))
+        quantity = _quantity(path, value)
+        if quantity is not None:  # or just a text that looks like one
+            return AnyOf((Compare(path, "eq", kind, comparable), _compare(path, "eq", quantity)))
         return Compare(path, "eq", kind, comparable)
 
     def order(self, path: str, name: str, op: str, operand: Any) -> Node:
+        quantity = _quantity(path, operand)
+        if quantity is not None:
+            return _compare(path, _OPERATORS[op], quantity)
         kind, value = self.operand(path, name, operand)
         if kind == "nan":
             # NaN is equal to itself and to nothing else, and neither less nor greater than a number.
@@ -171,7 +282,18 @@ class _Parser:
         return comparable(value, path)
 
 
+_KNOWN = "$eq $ne $gt $gte $lt $lte $in $nin $all $exists $regex $size $elemMatch $not"
 _OPERATORS: dict[str, Operator] = {"$gt": "gt", "$gte": "gte", "$lt": "lt", "$lte": "lte"}
+
+
+def _quantity(path: str, operand: Any) -> Quantity | None:
+    """What "20 mK" stands for where a setting keeps its number; a unit is looked up only there."""
+    is_value = path == f"{ELEMENT}.value" or path.endswith(".value")
+    return parse_quantity(operand) if is_value and isinstance(operand, str) else None
+
+
+def _compare(path: str, op: Operator, quantity: Quantity) -> Node:
+    return Compare(path, op, f"{QUANTITY}{quantity.dimension}", quantity.value)
 
 
 def _all(nodes: Iterator[Node] | tuple[Node, ...]) -> Node:
@@ -182,24 +304,3 @@ def _all(nodes: Iterator[Node] | tuple[Node, ...]) -> Node:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def matches(node: Node, found: frozenset[Term]) -> bool:
-    """Whether a document with these terms is matched: what every store's compiled form must agree with."""
-    if isinstance(node, All):
-        return all(matches(child, found) for child in node.children)
-    if isinstance(node, AnyOf):
-        return any(matches(child, found) for child in node.children)
-    if isinstance(node, Not):
-        return not matches(node.child, found)
-    if isinstance(node, Exists):
-        return any(term.path == node.path for term in found)
-    return any(t.path == node.path and t.kind == node.kind and _holds(t.value, node.op, node.value) for t in found)
-
-
-def _holds(left: Any, op: Operator, right: Any) -> bool:
-    if op == "eq":
-        return bool(left == right)
-    if op in ("gt", "gte"):
-        return bool(left > right or (op == "gte" and left == right))
-    return bool(left < right or (op == "lte" and left == right))

@@ -1,7 +1,7 @@
-r"""What a document is found by: its terms, (path, kind, value) triples, the same for every store.
+"""What a document is found by: its terms, (path, kind, value) triples, the same for every store.
 
-Path segments are separated by dots; a dot inside a key is written `\.`. A value's kind keeps numbers from being compared
-with text. Containers, long texts, bytes and integers beyond 64 bits are known by a digest.
+A value's kind keeps numbers from being compared with text. Containers, long texts, bytes and integers beyond 64 bits are
+known by a digest. A number beside a unit, `{"value": 20, "unit": "mK"}`, has a second term with its value in SI units.
 """
 
 from __future__ import annotations
@@ -10,45 +10,42 @@ import hashlib
 import math
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from aq_data.errors import QueryError, ValidationError
-from aq_data.models.datafile import DATE_FIELDS, SERVER_FIELDS, TYPED_FIELDS
+from aq_data.models.datafile import DATE_FIELDS
+from aq_data.models.paths import ELEMENT, UNSEARCHED, SortKey, escape_segment, path_segments
+from aq_data.models.units import QUANTITY, parse_unit
 from aq_data.models.values import parse_instant, tag_of
 
 __all__ = [
     "KIND_ORDER",
     "TEXT_PREFIX",
     "Kind",
-    "SortKey",
     "Term",
     "comparable",
+    "elements_at",
     "nearest_float",
     "pack_key",
-    "parse_path",
-    "parse_sort",
-    "path_segments",
     "sort_key",
     "terms",
-    "terms_at",
+    "terms_of_element",
+    "texts_at",
     "unpack_key",
 ]
 
-MAX_PATH = 500
 TEXT_PREFIX = 100
 """Characters of a text value that are indexed for order; longer texts are equal by digest."""
 
-Kind = Literal["number", "nan", "text", "bool", "null", "date", "complex", "whole"]
-"""`whole` stands for values known only by a digest: containers, long texts, integers beyond 64 bits, bytes."""
+Kind = str
+"""`number nan text bool null date complex`; `whole` for values known only by a digest: containers, long texts, integers
+beyond 64 bits, bytes; `size` for the length of a list; `si <dimension>` for a number in SI units."""
 
 KIND_ORDER: dict[str, int] = {"null": 0, "nan": 1, "number": 2, "text": 3, "complex": 4, "bool": 5, "date": 6}
-"""How kinds sort among each other, missing first (with null); `whole` has no order and sorts as missing."""
-
-_UNSEARCHED = {"attrs", "path", "format"}
+"""How kinds sort among each other, missing first (with null); the others have no order and sort as missing."""
 
 
 class Term(NamedTuple):
@@ -57,50 +54,6 @@ class Term(NamedTuple):
     path: str
     kind: Kind
     value: int | float | str | bytes
-
-
-@dataclass(frozen=True, slots=True)
-class SortKey:
-    """One path; documents without it come first, or last when `descending`."""
-
-    path: str
-    descending: bool
-
-
-def path_segments(text: str) -> list[str]:
-    """The keys of a dotted path, escapes undone. QueryError for a lone backslash at the end."""
-    segments, current, escaped = [], "", False
-    for ch in text:
-        if escaped:
-            current, escaped = current + ch, False
-        elif ch == "\\":
-            escaped = True
-        elif ch == ".":
-            segments.append(current)
-            current = ""
-        else:
-            current += ch
-    if escaped:
-        raise QueryError(f"path {text[:80]!r} ends in a backslash; write \\\\ for a backslash in a key")
-    return [*segments, current]
-
-
-def _escape(segment: str) -> str:
-    if "." not in segment and "\\" not in segment:
-        return segment
-    return segment.replace("\\", "\\\\").replace(".", "\\.")
-
-
-def parse_path(text: str) -> str:
-    """The canonical path: typed fields and `metadata.…` as they are, any other first key under `metadata`."""
-    if not text or len(text) > MAX_PATH:
-        raise QueryError(f"a path needs 1 to {MAX_PATH} characters, not {len(text)}")
-    segments = path_segments(text)
-    if segments[0] in _UNSEARCHED:
-        raise QueryError(f"{segments[0]!r} is not searched")
-    if segments[0] != "metadata" and segments[0] not in TYPED_FIELDS | SERVER_FIELDS:
-        segments = ["metadata", *segments]
-    return ".".join(_escape(segment) for segment in segments)
 
 
 def _digest(data: bytes) -> bytes:
@@ -173,7 +126,7 @@ def terms(document: Mapping[str, Any]) -> list[Term]:
         if field in ("arrays", "files"):
             for item in value:
                 _collect(f"{field}.name", item["name"], found)
-        elif field not in _UNSEARCHED:
+        elif field not in UNSEARCHED:
             _collect(field, value, found)
     return found
 
@@ -183,20 +136,39 @@ def comparable(value: Any, path: str) -> tuple[Kind, int | float | str | bytes]:
     return _scalar(value, path) or ("whole", _collect(path, value, None))
 
 
-def terms_at(document: Mapping[str, Any], path: str) -> list[Term]:
-    """Those of `terms(document)` that stand at one path, found without walking the rest of the document."""
+def values_at(document: Any, path: str) -> list[Any]:
+    """The values that stand at one path, found without walking the rest; lists on the way are entered."""
     segments = path_segments(path)
-    if segments[0] in ("arrays", "files") and segments[1:] != ["name"]:
+    if segments[0] == ELEMENT:
+        segments = segments[1:]
+    elif segments[0] in ("arrays", "files") and segments[1:] != ["name"]:
         return []
     values: list[Any] = [document]
     for segment in segments:
         elements = [item for value in values for item in (value if isinstance(value, list) else [value])]
         objects = [item["$literal"] if tag_of(item) == "$literal" else item for item in elements if _is_object(item)]
         values = [item[segment] for item in objects if segment in item]
+    return values
+
+
+def texts_at(document: Any, path: str) -> list[str]:
+    """The texts at one path, whole; elements of a list stand at the list's own path."""
+    if path in DATE_FIELDS:
+        return []
+    found = values_at(document, path)
+    return [item for value in found for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
+
+
+def elements_at(document: Any, path: str) -> list[Any]:
+    """The elements of the lists at one path."""
+    return [item for value in values_at(document, path) if isinstance(value, list) for item in value]
+
+
+def terms_of_element(element: Any) -> list[Term]:
+    """Every term of an element of a list, at paths that begin with `@`."""
     found: list[Term] = []
-    for value in values:
-        _collect(path, value, found)
-    return [term for term in found if term.path == path]
+    _collect(ELEMENT, element, found)
+    return found
 
 
 def _is_object(value: Any) -> bool:
@@ -219,17 +191,34 @@ def _collect(path: str, value: Any, found: list[Term] | None) -> bytes:
         # Elements stand at the list's own path; those of a list within a list only in its digest.
         parts = [_collect(path, item, found if not isinstance(item, list) else None) for item in value]
         if found is not None:
+            found.append(Term(path, "size", len(value)))
             found.extend(
                 Term(path, "whole", part) for part, item in zip(parts, value, strict=True) if isinstance(item, list)
             )
         digest = _digest(b"[" + b"".join(len(part).to_bytes(4) + part for part in parts))
     else:
         inner = value["$literal"] if tag_of(value) == "$literal" else value
-        members = sorted((key.encode(), _collect(f"{path}.{_escape(key)}", item, found)) for key, item in inner.items())
+        members = sorted(
+            (key.encode(), _collect(f"{path}.{escape_segment(key)}", item, found)) for key, item in inner.items()
+        )
         digest = _digest(b"{" + b"".join(len(m).to_bytes(4) + m for member in members for m in member))
+        if found is not None and isinstance(inner.get("unit"), str) and "value" in inner:
+            found.extend(_quantities(f"{path}.value", inner["value"], inner["unit"]))
     if found is not None:
         found.append(Term(path, "whole", digest))
     return digest
+
+
+def _quantities(path: str, value: Any, text: str) -> Iterator[Term]:
+    numbers = [
+        item
+        for item in (value if isinstance(value, list) else [value])
+        if isinstance(item, (int, float)) and not isinstance(item, bool)
+    ]
+    unit = parse_unit(text) if numbers else None
+    if unit is not None:
+        for number in numbers:
+            yield Term(path, f"{QUANTITY}{unit.dimension}", unit.in_si(number))
 
 
 def _approximations(path: str, value: Any) -> Iterator[Term]:
@@ -238,12 +227,6 @@ def _approximations(path: str, value: Any) -> Iterator[Term]:
         yield Term(path, "text", value[:TEXT_PREFIX])
     elif isinstance(value, (int, float)):
         yield Term(path, "number", nearest_float(value))
-
-
-def parse_sort(text: str) -> SortKey:
-    """`name` ascending, `-name` descending. One path; equal values are ordered by time of saving."""
-    descending = text.startswith("-")
-    return SortKey(parse_path(text[1:] if descending else text), descending)
 
 
 def sort_key(found: frozenset[Term], key: SortKey) -> tuple[int, Any]:

@@ -13,25 +13,31 @@ from hypothesis import strategies as st
 
 from aq_data.errors import QueryError
 from aq_data.models.datafile import DataFile, FileInfo
-from aq_data.models.query import MAX_CLAUSES, MAX_DEPTH, matches, parse_filter
-from aq_data.models.terms import MAX_PATH, SortKey, Term, pack_key, parse_path, parse_sort, sort_key, terms, unpack_key
+from aq_data.models.matching import Facts, matches
+from aq_data.models.paths import MAX_PATH, SortKey, parse_path, parse_sort
+from aq_data.models.query import MAX_CLAUSES, MAX_DEPTH, parse_filter
+from aq_data.models.terms import Term, pack_key, sort_key, unpack_key
 
 NAN = {"$float": "NaN"}
 INFINITY = {"$float": "Infinity"}
 LONG = "x" * 150
 
 
-def found_terms(**fields: Any) -> frozenset[Term]:
-    """The terms of a DataFile with these fields, as a store would index them."""
+def facts_of(**fields: Any) -> Facts:
+    """What a DataFile with these fields is found by."""
     document = DataFile(
         **{"id": "0", "state": "complete", "revision": 1, "created_at": "2026-01-31T08:00:00.000000Z",
            "updated_at": "2026-01-31T08:00:00.000000Z", **fields}
     )  # fmt: skip
-    return frozenset(terms(msgspec.json.decode(msgspec.json.encode(document))))
+    return Facts(msgspec.json.decode(msgspec.json.encode(document)))
+
+
+def found_terms(**fields: Any) -> frozenset[Term]:
+    return facts_of(**fields).terms
 
 
 def is_match(query: dict[str, Any], **fields: Any) -> bool:
-    return matches(parse_filter(query), found_terms(**fields))
+    return matches(parse_filter(query), facts_of(**fields))
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------
@@ -45,7 +51,7 @@ def test_a_filter_is_an_object(query):
 
 @pytest.mark.parametrize(
     ("query", "operator"),
-    [({"$where": "1"}, "$where"), ({"$expr": {}}, "$expr"), ({"$text": "a"}, "$text"), ({"$eq": 1}, "$eq"), ({"$": 1}, "$"),
+    [({"$where": "1"}, "$where"), ({"$expr": {}}, "$expr"), ({"a": {"$text": "a"}}, "$text"), ({"$eq": 1}, "$eq"), ({"$": 1}, "$"),
      ({"a": {"$near": 1}}, "$near"), ({"a": {"$eq": 1, "$bogus": 2}}, "$bogus"), ({"a": {"$not": {"$bogus": 1}}}, "$bogus"),
      ({"a": {"$GT": 1}}, "$GT"), ({"$or": [{"a": {"$mod": [2, 0]}}]}, "$mod"), ({"a": {"$and": []}}, "$and"),
      ({"$function": {}}, "$function"), ({"a": {"$set": 1}}, "$set")],

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 
 from aq_data.errors import QueryError, UnavailableError
 from aq_data.models.datafile import DataFile, make_id
-from aq_data.models.query import matches, parse_filter
-from aq_data.models.terms import SortKey, parse_path, parse_sort, sort_key, terms
+from aq_data.models.matching import Facts, matches
+from aq_data.models.paths import SortKey, parse_path, parse_sort
+from aq_data.models.query import Compare, check_dimension, nodes_of, parse_filter
+from aq_data.models.terms import sort_key
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.store import MetadataStore, Page, Token
 
@@ -89,17 +91,38 @@ async def pages(
         cursor = page.cursor
 
 
-def found_terms(one: Record) -> frozenset[Any]:
-    return frozenset(terms(msgspec.json.decode(msgspec.json.encode(one.document))))
+def facts_of(one: Record) -> Facts:
+    return Facts(msgspec.json.decode(msgspec.json.encode(one.document)))
+
+
+def is_refused(records: list[Record], query: Any) -> bool:
+    """Whether quantities are asked for in a dimension that no record has, where some have another."""
+    kinds = {(term.path, term.kind) for one in records for term in facts_of(one).terms}
+    try:
+        for node in nodes_of(parse_filter(query)):
+            if isinstance(node, Compare):
+                check_dimension(node, [kind for path, kind in kinds if path == node.path])
+    except QueryError:
+        return True
+    return False
+
+
+async def assert_refused(store: MetadataStore, query: Any) -> None:
+    """Each question about it is."""
+    node = parse_filter(query)
+    with pytest.raises(QueryError, match="is measured in"):
+        await store.search(node, BY_SAVING, 10, None)
+    with pytest.raises(QueryError, match="is measured in"):
+        await store.count(node)
 
 
 def expected_ids(records: list[Record], query: Any, sort: SortKey) -> list[str]:
     """What the evaluator answers: matching records by sort key, ties by position."""
     node = parse_filter(query)
     keyed = [
-        (sort_key(found, sort), position, one.document.id)
+        (sort_key(found.terms, sort), position, one.document.id)
         for position, one in enumerate(records)
-        if matches(node, found := found_terms(one)) and one.document.state != "deleted"
+        if matches(node, found := facts_of(one)) and one.document.state != "deleted"
     ]
     return [id for _, _, id in sorted(keyed, reverse=sort.descending)]
 
@@ -122,6 +145,10 @@ TEXTS = [
     "1",
     "2026-01-01",
 ]
+PROSE = [
+    "T1 vs flux of résonator q3", "Resonator_Q3: FLUX", "q33 e\u0301t\u00e9 stra\u00dfe", "\u212b \u00bd \uff21", "x" * 120 + " flux",
+    "first line\nlast line", "tail\n",
+]  # fmt: skip
 NUMBERS = [0, 1, -1, 2, 1.0, 1.5, -0.0, 2**53, 2**53 + 1, float(2**53), 2**63 - 1, -(2**63), 2**63, 2**70, -(2**70),
 1e300, 5e-324,
            {"$float": "Infinity"}, {"$float": "-Infinity"}]  # fmt: skip
@@ -132,11 +159,18 @@ DATES = [
 OTHERS = [None, True, False, {"$float": "NaN"}, {"$complex": [1, 2]}, {"$complex": [2.0, {"$float": "NaN"}]},
 {"$bytes": "YQ=="},
           {"$literal": {"$float": 1}}, {}, []]  # fmt: skip
-KEYS = ["a", "b", "a.b", "c\\d"]
+KEYS = ["a", "b", "a.b", "c\\d", "value", "unit"]
+UNITS = ["mK", "K", "V", "dBm", "furlong", "a.u.", "", "m**9**9**9**9"]
 
 scalars = st.sampled_from([*TEXTS, *NUMBERS, *DATES, *OTHERS])
+quantities = st.fixed_dictionaries(
+    {
+        "value": st.sampled_from([0, 1, 20, 0.02, 2e-2, -30, 20.0, "20 mK", None, [20, 0.02], 10**400]),
+        "unit": st.sampled_from(UNITS),
+    }
+)
 values = st.recursive(
-    scalars,
+    scalars | quantities,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=2),
     max_leaves=4,
 )
@@ -144,14 +178,19 @@ instants = st.sampled_from([None, "2026-01-31T08:00:00.000000Z", "2026-02-01T00:
 documents = st.fixed_dictionaries(
     {"metadata": st.dictionaries(st.sampled_from(KEYS), values, max_size=3)},
     optional={
-        "name": st.sampled_from(TEXTS),
+        "name": st.sampled_from(TEXTS + PROSE),
+        "comment": st.sampled_from(PROSE),
         "tags": st.lists(st.sampled_from(["q1", "q2", "q3"]), max_size=2, unique=True),
         "starred": st.booleans(),
         "measured_at": instants,
         "state": st.sampled_from(["complete", "complete", "deleted"]),
     },
 )
-PATHS = ["a", "b", r"a\.b", "a.b", "a.a", r"c\\d", "metadata", "metadata.a", "name", "tags", "starred", "state", "absent"]
+PATHS = ["a", "b", r"a\.b", "a.b", "a.a", r"c\\d", "metadata", "metadata.a", "name", "tags", "starred", "state", "absent",
+         "a.value", "b.value", "a.b.value", "comment"]  # fmt: skip
+PATTERNS = ["", "a", "^a", "^x+$", "x{99}$", "(?i)^A", "[é\uffff]", ".", r"\d", r"\s", r"[^\s]$", r"e\z", "^(a|b)?$", "^first.*last",
+            "^(?s)first.*last", "line$", r"\bflux\b", r"\x61", "\x00", r"\p{Greek}|1", "[]a]", "flux$", "^xx*"]  # fmt: skip
+SEARCHED = ["flux", "Flux Q3", "t1 reson", "é", "ete", "strasse", "x", "a b", "1", "½", "å", "furlong", "q3 flux absent"]
 operands = st.sampled_from([*NUMBERS, *(text for text in TEXTS if len(text) < 100), *DATES, {"$float": "NaN"}])
 conditions = st.one_of(
     values,
@@ -161,12 +200,28 @@ conditions = st.one_of(
     st.builds(lambda op, listed: {op: listed}, st.sampled_from(["$in", "$nin"]), st.lists(values, max_size=4)),
     st.builds(lambda is_there: {"$exists": is_there}, st.booleans()),
     st.builds(lambda value: {"$not": {"$gte": value}}, operands),
+    st.builds(lambda pattern: {"$regex": pattern}, st.sampled_from(PATTERNS)),
+    st.builds(lambda length: {"$size": length}, st.integers(0, 3)),
+    st.builds(lambda listed: {"$all": listed}, st.lists(values, max_size=3)),
+    st.builds(lambda low, high: {"$elemMatch": {"$gte": low, "$ne": high}}, operands, values),
+    st.builds(
+        lambda key, value: {"$elemMatch": {key: value}}, st.sampled_from(["a", "b", r"a\.b", "value", "$nor"]), values
+    ).map(
+        lambda query: (
+            {"$elemMatch": {"$nor": [{"a": query["$elemMatch"]["$nor"]}]}} if "$nor" in query["$elemMatch"] else query
+        )
+    ),
+    st.builds(
+        lambda op, amount: {op: amount},
+        st.sampled_from(["$eq", "$ne", "$lt", "$gte"]),
+        st.sampled_from(["20 mK", "0.02 K", "19.9 mK", "1 uW"]),
+    ),
 )
 clauses = st.builds(lambda path, condition: {path: condition}, st.sampled_from(PATHS), conditions) | st.builds(
     lambda op, instant: {"measured_at": {op: instant}}, st.sampled_from(["$eq", "$ne", "$gt", "$lte"]), instants.filter(bool)
 )
 filters = st.recursive(
-    clauses | st.just({}),
+    clauses | st.just({}) | st.builds(lambda text: {"$text": text}, st.sampled_from(SEARCHED)),
     lambda inner: st.one_of(
         st.builds(
             lambda op, listed: {op: listed},
@@ -409,6 +464,9 @@ class MetadataStoreTests:
             saved = [each async for each in store.scan()]
             assert saved == records, "tasks started in order are saved in order"
             plan()
+            if is_refused(records, query):
+                await assert_refused(store, query)
+                return
             page = await store.search(parse_filter(query), sort, 100, None)
             assert ids_of(page) == expected
             assert (page.total, page.total_is_exact, page.cursor) == (len(expected), True, None)
@@ -427,16 +485,22 @@ class MetadataStoreTests:
 
         async def body(store):
             await asyncio.gather(*(store.insert(each) for each in records))
+            ever = list(records)
             for position, fields in enumerate(later):
                 position %= len(records)
                 fresh = record(**fields).document
                 old = records[position]
                 document = msgspec.structs.replace(fresh, id=old.document.id, revision=old.document.revision + 1)
                 records[position] = Record(document, old.attempt, old.digest)
+                ever.append(records[position])
                 assert await store.replace(records[position], old.document.revision)
                 if position % 2:
                     await store.count(EVERYTHING)
             plan()
+            if is_refused(records, query):
+                if is_refused(ever, query):  # else the store may still know the dimension of what was replaced
+                    await assert_refused(store, query)
+                return
             assert await pages(store, query, sort, 3, plan) == expected_ids(records, query, sort)
 
         within(open_store, body, f"example {next(counter)}")

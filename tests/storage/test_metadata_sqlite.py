@@ -11,19 +11,21 @@ import pytest
 from metadata_suite import EVERYTHING, DurableMetadataStoreTests, MetadataStoreTests, ids_of, insert_all, record, within
 
 from aq_data.errors import AqDataError, ConfigError, StorageError, UnavailableError
+from aq_data.models.paths import parse_sort
 from aq_data.models.query import parse_filter
-from aq_data.models.terms import parse_sort
-from aq_data.storage.metadata import _connection, sqlite
+from aq_data.storage.metadata import _connection, _plan
 from aq_data.storage.metadata._connection import translate
 from aq_data.storage.metadata.sqlite import SqliteStore
 
 
 def plan_of(name, monkeypatch):
-    """Makes the store sort what matches in memory, walk the index in order, or one after the other."""
-    if name == "collect":
+    """Makes the store sort what matches, walk the index in order, or begin to walk and give up, one after the other."""
+    if name == "sort":
         return lambda: None
-    thresholds = itertools.cycle([0] if name == "walk" else [0, sqlite.COLLECT])
-    return lambda: monkeypatch.setattr(sqlite, "COLLECT", next(thresholds))
+    monkeypatch.setattr(_plan, "SORTED", 0)
+    monkeypatch.setattr(_plan, "FAR", _plan.ENDLESS)
+    budgets = itertools.cycle([_plan.BUDGET] if name == "walk" else [_plan.BUDGET, 1, 3])
+    return lambda: monkeypatch.setattr(_plan, "BUDGET", next(budgets))
 
 
 class TestFile(DurableMetadataStoreTests):
@@ -33,7 +35,7 @@ class TestFile(DurableMetadataStoreTests):
     def open_store(self, tmp_path):
         return lambda name: SqliteStore(tmp_path / f"{name}.sqlite")
 
-    @pytest.fixture(params=["collect", "walk", "in turns"])
+    @pytest.fixture(params=["sort", "walk", "in turns"])
     def plan(self, request, monkeypatch):
         return plan_of(request.param, monkeypatch)
 
@@ -59,8 +61,8 @@ def open_store(tmp_path):
 
 
 def test_totals_are_exact_up_to_the_limit_and_said_to_be_inexact_beyond(open_store, monkeypatch):
-    monkeypatch.setattr(sqlite, "EXACT_TOTAL", 10)
-    monkeypatch.setattr(sqlite, "COLLECT", 0)
+    monkeypatch.setattr(_plan, "EXACT_TOTAL", 10)
+    monkeypatch.setattr(_plan, "SORTED", 0)
 
     async def body(store):
         for count, total, is_exact in [(9, 9, True), (10, 10, True), (11, 10, False), (12, 10, False)]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aq_data.errors import AqDataError, QueryError, StorageError, UnavailableError
-from aq_data.storage.metadata._sql import PRAGMAS
+from aq_data.storage.metadata._schema import PRAGMAS
 
 __all__ = ["Writer", "border", "open_connection", "translate"]
 

@@ -1,16 +1,19 @@
-"""The index of terms inside the database, filled in batches behind the commits (docs/decisions/0002)."""
+"""The index of terms, words and facets inside the database, filled in batches behind the commits (docs/decisions/0002)."""
 
 from __future__ import annotations
 
 import logging
 import sqlite3
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from aq_data.errors import AqDataError
-from aq_data.models.terms import KIND_ORDER, Term, terms
+from aq_data.models.matching import Facts
+from aq_data.models.terms import KIND_ORDER
 
 __all__ = ["TermIndex"]
 
@@ -18,6 +21,23 @@ log = logging.getLogger("aq_data")
 
 BATCH = 32
 """Records indexed in one transaction: many enough to share pages, few enough to let a save in between."""
+BACKLOG = 512
+"""Records indexed in one transaction while a search waits or many are behind."""
+FACETS = 1000
+"""Distinct values of a path that are counted one by one; a path with more is counted by walking it."""
+
+_FACET_KINDS = {"number", "text", "bool", "date"}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the index holds of one document: its rows without the document's position, and its words."""
+
+    terms: frozenset[tuple[int, Any]]
+    facts: frozenset[tuple[int, Any]]
+    facets: frozenset[tuple[int, Any]]
+    words: str
+    is_deleted: bool
 
 
 class TermIndex:
@@ -26,21 +46,24 @@ class TermIndex:
     def __init__(self) -> None:
         self._path_ids: dict[tuple[str, str], int] = {}
         self._multi: set[str] = set()
+        self._facets: dict[int, set[Any] | None] = {}
+        self._data_version = 0
 
     def forget(self) -> None:
         """After a rollback: what it numbered is not there."""
         self._path_ids.clear()
         self._multi.clear()
+        self._facets.clear()
 
-    def advance(self, connection: sqlite3.Connection) -> int:
-        """Index the next batch of records in order of saving; the position up to which all are indexed then."""
+    def advance(self, connection: sqlite3.Connection, limit: int = BATCH) -> int:
+        """Index the next records in order of saving; the position up to which all are indexed then."""
         through = self.through(connection)
-        rows = connection.execute(
-            f"SELECT seq, document FROM datafiles WHERE seq>? ORDER BY seq LIMIT {BATCH}", (through,)
-        ).fetchall()
+        question = "SELECT seq, deleted, document FROM datafiles WHERE seq>? ORDER BY seq LIMIT ?"
+        rows = connection.execute(question, (through, limit)).fetchall()
         if not rows:
             return through
-        self._put(connection, [(seq, _terms_of(seq, document)) for seq, document in rows])
+        self._refresh(connection)
+        self._put(connection, [(seq, self._entry(connection, seq, deleted, document)) for seq, deleted, document in rows])
         connection.execute("UPDATE progress SET value=? WHERE name='indexed'", (rows[-1][0],))
         return int(rows[-1][0])
 
@@ -48,14 +71,53 @@ class TermIndex:
         """The position up to which all records are indexed."""
         return int(connection.execute("SELECT value FROM progress WHERE name='indexed'").fetchone()[0])
 
-    def replace(self, connection: sqlite3.Connection, seq: int, before: bytes, after: bytes) -> None:
-        """Change the terms of a record to those of its new document; nothing to do when it is not indexed yet."""
+    def replace(
+        self, connection: sqlite3.Connection, seq: int, before: tuple[bool, bytes], after: tuple[bool, bytes]
+    ) -> None:
+        """Change what is known of a record, (deleted, document) both; nothing to do when it is not indexed yet."""
         if seq > self.through(connection):
             return
-        old, new = _terms_of(seq, before), _terms_of(seq, after)
-        gone = [(self._path_id(connection, t.path, t.kind), t.value, seq) for t in old - new]
-        connection.executemany("DELETE FROM terms WHERE p=? AND v=? AND d=?", gone)
-        self._put(connection, [(seq, new)])
+        self._refresh(connection)
+        old, new = self._entry(connection, seq, *before), self._entry(connection, seq, *after)
+        connection.executemany(
+            "DELETE FROM terms WHERE p=? AND v=? AND d=?", [(p, v, seq) for p, v in old.terms - new.terms]
+        )
+        connection.executemany(
+            "DELETE FROM facts WHERE d=? AND p=? AND v=?", [(seq, p, v) for p, v in old.facts - new.facts]
+        )
+        if old.words != new.words and old.words:
+            connection.execute("INSERT INTO words (words, rowid, text) VALUES ('delete', ?, ?)", (seq, old.words))
+        same = old.terms & new.terms, old.facts & new.facts
+        fresh = Entry(new.terms - same[0], new.facts - same[1], new.facets, new.words * (old.words != new.words), True)
+        self._insert(connection, [(seq, fresh)])
+        self._count(connection, Counter(new.facets - old.facets), Counter(old.facets - new.facets))
+        self._count_alive(connection, old.is_deleted - new.is_deleted)
+
+    def _refresh(self, connection: sqlite3.Connection) -> None:
+        """Forget what another process may have changed."""
+        version = connection.execute("PRAGMA data_version").fetchone()[0]
+        if version != self._data_version:
+            self._data_version = version
+            self._facets.clear()
+
+    def _entry(self, connection: sqlite3.Connection, seq: int, is_deleted: bool, document: bytes) -> Entry:
+        """Of a document that cannot be understood nothing, loudly: one must not stop every search."""
+        try:
+            facts = Facts(msgspec.json.decode(document))
+            found, words = facts.terms, " ".join(sorted(facts.words))
+        except (ArithmeticError, AqDataError, LookupError, TypeError, ValueError) as exc:
+            log.error("a document cannot be indexed and will not be found", exc_info=exc, extra={"fields": {"seq": seq}})
+            return Entry(frozenset(), frozenset(), frozenset(), "", bool(is_deleted))
+        numbered = [(self._path_id(connection, term.path, term.kind), term) for term in found]
+        sign = -1 if is_deleted else 1
+        self._note_multi(connection, Counter(term.path for term in found if term.kind in KIND_ORDER))
+        return Entry(
+            frozenset((sign * p, term.value) for p, term in numbered),
+            frozenset((p, 0 if term.kind == "whole" else term.value) for p, term in numbered),
+            frozenset((p, term.value) for p, term in numbered if term.kind in _FACET_KINDS and not is_deleted),
+            words,
+            bool(is_deleted),
+        )
 
     def _path_id(self, connection: sqlite3.Connection, path: str, kind: str) -> int:
         known = self._path_ids.get((path, kind))
@@ -65,24 +127,54 @@ class TermIndex:
             known = self._path_ids[path, kind] = int(row[0])
         return known
 
-    def _put(self, connection: sqlite3.Connection, found: list[tuple[int, frozenset[Term]]]) -> None:
-        rows = [(self._path_id(connection, t.path, t.kind), t.value, seq) for seq, new in found for t in new]
-        rows.sort(key=_first)  # pages in turn
-        connection.executemany("INSERT OR IGNORE INTO terms (p, v, d) VALUES (?, ?, ?)", rows)
-        for _, new in found:
-            counts = Counter(term.path for term in new if term.kind in KIND_ORDER)
-            for path in (path for path, count in counts.items() if count > 1 and path not in self._multi):
-                connection.execute("UPDATE paths SET multi=1 WHERE path=?", (path,))
-                self._multi.add(path)
+    def _note_multi(self, connection: sqlite3.Connection, counts: Counter[str]) -> None:
+        for path in [path for path, count in counts.items() if count > 1 and path not in self._multi]:
+            connection.execute("UPDATE paths SET multi=1 WHERE path=?", (path,))
+            self._multi.add(path)
 
+    def _put(self, connection: sqlite3.Connection, entries: list[tuple[int, Entry]]) -> None:
+        self._insert(connection, entries)
+        self._count(connection, Counter(facet for _, entry in entries for facet in entry.facets), Counter())
+        self._count_alive(connection, sum(not entry.is_deleted for _, entry in entries))
 
-def _terms_of(seq: int, document: bytes) -> frozenset[Term]:
-    """The terms of a stored document; none, loudly, if they cannot be made: one document must not stop every search."""
-    try:
-        return frozenset(terms(msgspec.json.decode(document)))
-    except (ArithmeticError, AqDataError, LookupError, TypeError, ValueError) as exc:
-        log.error("a document cannot be indexed and will not be found", exc_info=exc, extra={"fields": {"seq": seq}})
-        return frozenset()
+    def _insert(self, connection: sqlite3.Connection, entries: Iterable[tuple[int, Entry]]) -> None:
+        terms = [(p, v, seq) for seq, entry in entries for p, v in entry.terms]
+        terms.sort(key=_first)  # pages in turn
+        connection.executemany("INSERT OR IGNORE INTO terms (p, v, d) VALUES (?, ?, ?)", terms)
+        facts = [(seq, p, v) for seq, entry in entries for p, v in entry.facts]
+        connection.executemany("INSERT OR IGNORE INTO facts (d, p, v) VALUES (?, ?, ?)", facts)
+        words = [(seq, entry.words) for seq, entry in entries if entry.words]
+        connection.executemany("INSERT INTO words (rowid, text) VALUES (?, ?)", words)
+
+    def _count(self, connection: sqlite3.Connection, more: Counter[Any], less: Counter[Any]) -> None:
+        added = [(p, v, n) for (p, v), n in more.items() if self._has_facets(connection, p, v)]
+        connection.executemany(
+            "INSERT INTO facets (p, v, n) VALUES (?, ?, ?) ON CONFLICT (p, v) DO UPDATE SET n=n+excluded.n",
+            [row for row in added if self._facets[row[0]] is not None],
+        )
+        removed = [(n, p, v) for (p, v), n in less.items() if self._has_facets(connection, p, v)]
+        connection.executemany("UPDATE facets SET n=n-? WHERE p=? AND v=?", removed)
+        connection.executemany("DELETE FROM facets WHERE p=? AND v=? AND n<=0", [(p, v) for _, p, v in removed])
+
+    def _has_facets(self, connection: sqlite3.Connection, p: int, value: Any) -> bool:
+        """Whether the values of this path are counted one by one, also with this one."""
+        if p not in self._facets:
+            many = connection.execute("SELECT many FROM paths WHERE p=?", (p,)).fetchone()[0]
+            rows = () if many else connection.execute("SELECT v FROM facets WHERE p=?", (p,)).fetchall()
+            self._facets[p] = None if many else {row[0] for row in rows}
+        known = self._facets[p]
+        if known is None:
+            return False
+        known.add(value)
+        if len(known) > FACETS:
+            connection.execute("UPDATE paths SET many=1 WHERE p=?", (p,))
+            connection.execute("DELETE FROM facets WHERE p=?", (p,))
+            self._facets[p] = None
+            return False
+        return True
+
+    def _count_alive(self, connection: sqlite3.Connection, more: int) -> None:
+        connection.execute("UPDATE progress SET value=value+? WHERE name='alive'", (more,))
 
 
 def _first(row: tuple[int, Any, int]) -> int:

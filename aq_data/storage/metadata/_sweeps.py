@@ -11,7 +11,7 @@ import msgspec
 from aq_data.errors import AqDataError, NotFoundError, UnavailableError
 from aq_data.models.datafile import DataFileId
 from aq_data.models.sweep import Ending, Placed, Plan, State, place, seal
-from aq_data.storage.metadata._sql import (
+from aq_data.storage.metadata._schema import (
     BLOCK_HEADERS,
     BLOCK_ROWS,
     DROP_BLOCKS,

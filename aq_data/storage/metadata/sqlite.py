@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,22 +21,18 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from aq_data.errors import AqDataError, ConfigError, UnavailableError
+from aq_data.errors import ConfigError, ConflictError, QueryError, UnavailableError
 from aq_data.models.datafile import DataFile, DataFileId
+from aq_data.models.paths import SortKey
 from aq_data.models.query import Node
-from aq_data.models.terms import SortKey, sort_key, terms_at
 from aq_data.models.values import format_instant
 from aq_data.storage.metadata._connection import Writer, border, open_connection
-from aq_data.storage.metadata._index import TermIndex
-from aq_data.storage.metadata._sql import (
-    SCHEMA,
-    SCHEMA_VERSION,
-    Cursor,
-    Statement,
-    compile_filter,
-    page_statement,
-)
+from aq_data.storage.metadata._functions import handing, install
+from aq_data.storage.metadata._index import BACKLOG, TermIndex
+from aq_data.storage.metadata._plan import Question
+from aq_data.storage.metadata._schema import SCHEMA, SCHEMA_VERSION
 from aq_data.storage.metadata._sweeps import SqliteSweeps
+from aq_data.storage.metadata.cursors import Cursor
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.store import MetadataStore, Page, Token
 from aq_data.storage.metadata.sweeplog import SweepLog
@@ -44,13 +41,11 @@ __all__ = ["SqliteStore"]
 
 T = TypeVar("T")
 
-EXACT_TOTAL = 10_000
-"""Totals are counted exactly up to here; `count` is always exact."""
-COLLECT = 200
-"""Up to this many matches are fetched and sorted here; more are walked in the order of the term index."""
 CACHED_BYTES = 32 << 20
 """Encoded size of the records kept in memory; one over a hundredth of it is read anew each time."""
 SCANNED = 200
+QUERY_SECONDS = 10.0
+"""How long one question may take."""
 
 
 class SqliteStore(MetadataStore):
@@ -78,6 +73,7 @@ class SqliteStore(MetadataStore):
 
     def _connect(self) -> sqlite3.Connection:
         connection = open_connection(self._path)
+        install(connection)
         self._opened.append(connection)
         return connection
 
@@ -88,6 +84,12 @@ class SqliteStore(MetadataStore):
             connection.execute("ROLLBACK")
             raise ConfigError(
                 f"{self._path} has schema version {version}, this aq-data reads {SCHEMA_VERSION}; use the one that made it"
+            )
+        if 0 < version < SCHEMA_VERSION:
+            connection.execute("ROLLBACK")
+            raise ConfigError(
+                f"{self._path} has schema version {version}, this aq-data needs {SCHEMA_VERSION}: run `aq-data migrate` "
+                f"with `--data {self._path.parent if self._path else ''}`; it makes a backup first"
             )
         if version < SCHEMA_VERSION:
             for statement in SCHEMA:
@@ -118,7 +120,7 @@ class SqliteStore(MetadataStore):
             ).fetchone()
         )
         while indexed < (newest or 0):
-            indexed = await self._writer.write(self._index.advance)
+            indexed = await self._writer.write(lambda connection: self._index.advance(connection, BACKLOG))
 
     @property
     def sweeps(self) -> SweepLog:
@@ -138,10 +140,12 @@ class SqliteStore(MetadataStore):
         if existing is not None:
             return existing
         _check_not_barred(connection, document.id, record.attempt)
+        _check_pid(connection, document)
         encoded = msgspec.json.encode(document)
+        row = (document.id, document.revision, document.state == "deleted", record.attempt, record.digest, document.pid)
         connection.execute(
-            "INSERT INTO datafiles (id, revision, deleted, attempt, digest, document) VALUES (?, ?, ?, ?, ?, ?)",
-            (document.id, document.revision, document.state == "deleted", record.attempt, record.digest, encoded),
+            "INSERT INTO datafiles (id, revision, deleted, attempt, digest, pid, document) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (*row, encoded),
         )
         return None
 
@@ -154,17 +158,18 @@ class SqliteStore(MetadataStore):
         """`replace` inside a transaction."""
         document = record.document
         row = connection.execute(
-            "SELECT seq, document FROM datafiles WHERE id=? AND revision=?", (document.id, expected_revision)
+            "SELECT seq, deleted, document FROM datafiles WHERE id=? AND revision=?", (document.id, expected_revision)
         ).fetchone()
         if row is None:
             return False
         _check_not_barred(connection, document.id, publishes)
-        encoded = msgspec.json.encode(document)
+        _check_pid(connection, document)
+        seq, encoded, is_deleted = row[0], msgspec.json.encode(document), document.state == "deleted"
         connection.execute(
-            "UPDATE datafiles SET revision=?, deleted=?, attempt=?, digest=?, document=? WHERE seq=?",
-            (document.revision, document.state == "deleted", record.attempt, record.digest, encoded, row[0]),
+            "UPDATE datafiles SET revision=?, deleted=?, attempt=?, digest=?, pid=?, document=? WHERE seq=?",
+            (document.revision, is_deleted, record.attempt, record.digest, document.pid, encoded, seq),
         )
-        self._index.replace(connection, row[0], row[1], encoded)
+        self._index.replace(connection, seq, (row[1], row[2]), (is_deleted, encoded))
         if document.sweep is not None and document.state == "open":
             self._sweeps.note_revision(connection, document.id, document.revision)
         return True
@@ -214,39 +219,26 @@ class SqliteStore(MetadataStore):
             self._cached_bytes -= self._sizes.pop(oldest)
 
     async def search(self, node: Node, sort: SortKey, limit: int, cursor: str | None, include_deleted: bool = False) -> Page:
-        start = Cursor.decode(cursor, sort) if cursor is not None else None
-
-        def operation(connection: sqlite3.Connection) -> Page:
-            connection.execute("BEGIN")  # one snapshot for the page and its total
-            try:
-                return _search(connection, node, sort, limit, start, include_deleted)
-            finally:
-                connection.execute("COMMIT")
-
-        await self._catch_up()
-        return await self.read(operation)
+        start = Cursor.decode(cursor, sort, int) if cursor is not None else None
+        return await self._ask(node, lambda question: question.page(sort, limit, start), include_deleted)
 
     async def count(self, node: Node) -> int:
-        where = _alive(compile_filter(node), False)
-
-        def operation(connection: sqlite3.Connection) -> int:
-            row = connection.execute(f"SELECT count(*) FROM datafiles f WHERE {where.sql}", where.parameters).fetchone()
-            return int(row[0])
-
-        await self._catch_up()
-        return await self.read(operation)
+        return await self._ask(node, Question.count)
 
     async def distinct(self, path: str, node: Node, limit: int) -> list[tuple[object, int]]:
-        where = _alive(compile_filter(node, probe=True), False)
+        rows = await self._ask(node, lambda question: question.distinct(path, limit))
+        return [(_value(kind, value), count) for kind, value, count in rows]
 
-        def operation(connection: sqlite3.Connection) -> list[tuple[object, int]]:
-            rows = connection.execute(
-                "SELECT k.kind, t.v, count(*) AS n FROM paths k JOIN terms t ON t.p=k.p JOIN datafiles f ON f.seq=t.d "
-                f"WHERE k.path=? AND k.kind NOT IN ('whole', 'nan', 'null', 'complex') AND {where.sql} "
-                "GROUP BY k.kind, t.v ORDER BY n DESC, k.kind, t.v LIMIT ?",
-                (path, *where.parameters, limit),
-            ).fetchall()
-            return [(_value(kind, value), count) for kind, value, count in rows]
+    async def _ask(self, node: Node, ask: Callable[[Question], T], include_deleted: bool = False) -> T:
+        """The answer in one snapshot that has everything acknowledged by now; QueryError when it takes too long."""
+
+        def operation(connection: sqlite3.Connection) -> T:
+            with _limited(connection), handing() as hand:
+                connection.execute("BEGIN")
+                try:
+                    return ask(Question(connection, node, hand, include_deleted))
+                finally:
+                    connection.execute("COMMIT")
 
         await self._catch_up()
         return await self.read(operation)
@@ -320,11 +312,31 @@ def _check_not_barred(connection: sqlite3.Connection, id: DataFileId, key: str) 
         raise UnavailableError("this attempt to save was collected as an orphan before it finished; send it again")
 
 
-def _alive(where: Statement, include_deleted: bool) -> Statement:
-    """Of what is indexed in this snapshot: a record that came since `_catch_up` has no terms yet to be judged by."""
-    alive = "" if include_deleted else "f.deleted=0 AND "
-    indexed = "f.seq<=(SELECT value FROM progress WHERE name='indexed')"
-    return Statement(f"{alive}{indexed} AND ({where.sql})", where.parameters)
+def _check_pid(connection: sqlite3.Connection, document: DataFile) -> None:
+    if document.pid is None or document.state == "deleted":
+        return
+    row = connection.execute(
+        "SELECT id FROM datafiles WHERE pid=? AND deleted=0 AND id<>?", (document.pid, document.id)
+    ).fetchone()
+    if row is not None:
+        raise ConflictError(f"the pid {document.pid[:80]!r} is that of DataFile {row[0]}; choose another", code="id_taken")
+
+
+@contextmanager
+def _limited(connection: sqlite3.Connection) -> Iterator[None]:
+    """What is asked in this block ends after QUERY_SECONDS."""
+    end = time.monotonic() + QUERY_SECONDS
+    connection.set_progress_handler(lambda: time.monotonic() > end, 50_000)
+    try:
+        yield
+    except sqlite3.OperationalError as exc:
+        if time.monotonic() > end:
+            raise QueryError(
+                f"the query took longer than {QUERY_SECONDS:g} s; narrow it with an equality, a range or ^ in a pattern"
+            ) from exc
+        raise
+    finally:
+        connection.set_progress_handler(None, 0)
 
 
 def _value(kind: str, value: Any) -> object:
@@ -333,46 +345,3 @@ def _value(kind: str, value: Any) -> object:
     if kind == "date":
         return {"$date": format_instant(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=value))}
     return value
-
-
-def _search(
-    connection: sqlite3.Connection, node: Node, sort: SortKey, limit: int, start: Cursor | None, include_deleted: bool
-) -> Page:
-    where = _alive(compile_filter(node), include_deleted)
-    rows = connection.execute(
-        f"SELECT f.seq, f.document FROM datafiles f WHERE {where.sql} LIMIT {COLLECT + 1}", where.parameters
-    ).fetchall()
-    if len(rows) <= COLLECT:
-        return _collected(rows, sort, limit, start)
-    total = connection.execute(
-        f"SELECT count(*) FROM (SELECT 1 FROM datafiles f WHERE {where.sql} LIMIT {EXACT_TOTAL + 1})", where.parameters
-    ).fetchone()[0]
-    probing = _alive(compile_filter(node, probe=True), include_deleted)
-    paths = connection.execute("SELECT p, kind, multi FROM paths WHERE path=?", (sort.path,)).fetchall()
-    statement = page_statement(probing, sort, paths, limit + 1, start)
-    found = [
-        (Cursor((rank, value), seq), document)
-        for rank, value, seq, document in connection.execute(statement.sql, statement.parameters)
-    ]
-    return _page(found, sort, limit, min(total, EXACT_TOTAL), total <= EXACT_TOTAL)
-
-
-def _sort_key(document: bytes, sort: SortKey) -> tuple[int, Any]:
-    try:
-        return sort_key(frozenset(terms_at(msgspec.json.decode(document), sort.path)), sort)
-    except (ArithmeticError, AqDataError, LookupError, TypeError, ValueError):
-        return (0, 0)  # as one without a value: it could not be indexed either
-
-
-def _collected(rows: list[tuple[int, bytes]], sort: SortKey, limit: int, start: Cursor | None) -> Page:
-    keyed = [(Cursor(_sort_key(document, sort), seq), document) for seq, document in rows]
-    keyed.sort(key=lambda row: (row[0].key, row[0].seq), reverse=sort.descending)
-    if start is not None:
-        keyed = [row for row in keyed if start.is_after(row[0].key, row[0].seq, sort)]
-    return _page(keyed[: limit + 1], sort, limit, len(rows), True)
-
-
-def _page(found: list[tuple[Cursor, bytes]], sort: SortKey, limit: int, total: int, is_exact: bool) -> Page:
-    more = len(found) > limit
-    cursor = found[limit - 1][0].encode(sort) if more and limit else None
-    return Page([msgspec.Raw(document) for _, document in found[:limit]], total, is_exact, cursor)

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from aq_data.models.datafile import DataFileId
+from aq_data.models.paths import SortKey
 from aq_data.models.query import Node
 from aq_data.models.structs import resolve
-from aq_data.models.terms import SortKey
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.sweeplog import SweepLog
 

@@ -8,9 +8,9 @@ import msgspec
 
 from aq_data.errors import QueryError
 from aq_data.models.datafile import DataFile
+from aq_data.models.paths import parse_path, parse_sort, path_segments
 from aq_data.models.query import Node, parse_filter
 from aq_data.models.structs import resolve
-from aq_data.models.terms import parse_path, parse_sort, path_segments
 from aq_data.storage.metadata.store import MetadataStore, Page
 from aq_server.service.growing import Growing
 

@@ -1,0 +1,60 @@
+"""The filter language evaluated over one document: what every store's compiled form must agree with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from aq_data.models.patterns import found_in
+from aq_data.models.query import All, AnyOf, Compare, Element, Exists, Match, Node, Not, Operator
+from aq_data.models.terms import Term, elements_at, terms, terms_of_element, texts_at
+from aq_data.models.words import document_words
+
+__all__ = ["Facts", "matches"]
+
+
+class Facts:
+    """What a filter may ask of a document in its JSON form, or of an element of a list; made when first asked."""
+
+    def __init__(self, document: Any, is_element: bool = False) -> None:
+        self.document, self._is_element = document, is_element
+
+    @classmethod
+    def of_element(cls, element: Any) -> Facts:
+        return cls(element, is_element=True)
+
+    @cached_property
+    def terms(self) -> frozenset[Term]:
+        return frozenset(terms_of_element(self.document) if self._is_element else terms(self.document))
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        return document_words(self.document) if isinstance(self.document, Mapping) else frozenset()
+
+
+def matches(node: Node, facts: Facts) -> bool:
+    """Whether the document is matched."""
+    if isinstance(node, All):
+        return all(matches(child, facts) for child in node.children)
+    if isinstance(node, AnyOf):
+        return any(matches(child, facts) for child in node.children)
+    if isinstance(node, Not):
+        return not matches(node.child, facts)
+    if isinstance(node, Exists):
+        return any(term.path == node.path for term in facts.terms)
+    if isinstance(node, Match):
+        return any(found_in(node.pattern, text) for text in texts_at(facts.document, node.path))
+    if isinstance(node, Element):
+        return any(matches(node.child, Facts.of_element(item)) for item in elements_at(facts.document, node.path))
+    if isinstance(node, Compare):
+        return any(t.path == node.path and t.kind == node.kind and _holds(t.value, node.op, node.value) for t in facts.terms)
+    return all(any(word.startswith(wanted) for word in facts.words) for wanted in node.words)
+
+
+def _holds(left: Any, op: Operator, right: Any) -> bool:
+    if op == "eq":
+        return bool(left == right)
+    if op in ("gt", "gte"):
+        return bool(left > right or (op == "gte" and left == right))
+    return bool(left < right or (op == "lte" and left == right))

@@ -1,0 +1,176 @@
+r"""Regular expressions in filters: the RE2 subset, whose time is linear in the text, so that no pattern stalls a server.
+
+Checked when a filter is parsed. Left out is what RE2 and PCRE read differently, so that both databases answer the same:
+look-around, back-references, named groups, multi-line mode, `\Z`, `\C`. `$` is the end of the text, `.` is no line break,
+`\d \w \s \b` are ASCII. `(?i)` at the beginning ignores case.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from aq_data.errors import QueryError
+
+__all__ = ["MAX_PATTERN", "Pattern", "found_in", "parse_pattern"]
+
+MAX_PATTERN = 200
+"""Characters of a pattern."""
+
+_SPACE = r"\t\n\f\r "
+_SAME = set("dDwWbBAtnfr")  # escapes that both dialects read alike
+_GROUP = re.compile(r"\?(?:[is]*|-[is]+|[is]+-[is]+)[:)]|\?:")
+_REPEAT = re.compile(r"\{\d{1,3}(?:,\d{0,3})?\}")
+_CATEGORY = re.compile(r"\{\^?[A-Za-z]{1,20}\}|[A-Z]")
+_HEX = re.compile(r"[0-9A-Fa-f]{2}|\{[0-9A-Fa-f]{1,6}\}")
+_NAMED = re.compile(r"\[:\^?[a-z]{1,8}:\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A checked pattern. `pcre` is the same in that dialect; every text it is found in begins with `prefix`."""
+
+    text: str
+    pcre: str
+    prefix: str
+
+
+def parse_pattern(text: str, where: str) -> Pattern:
+    """The pattern; QueryError names the place and what is wrong with it."""
+    if len(text) > MAX_PATTERN:
+        raise QueryError(f"{where}: a pattern has at most {MAX_PATTERN} characters, not {len(text)}", operator="$regex")
+    pcre = _Translation(text, where).run()
+    try:
+        _compiled(text)
+    except _re2().error as exc:
+        raise QueryError(f"{where}: $regex {text!r} is no RE2 pattern: {_message(exc)}", operator="$regex") from exc
+    return Pattern(text, pcre, _prefix(text))
+
+
+def found_in(pattern: Pattern, text: str) -> bool:
+    """Whether the pattern is found anywhere in the text."""
+    return _compiled(pattern.text).search(text) is not None
+
+
+@lru_cache(256)
+def _compiled(text: str) -> Any:
+    options = _re2().Options()
+    options.log_errors = False
+    options.max_mem = 1 << 20
+    return _re2().compile(text, options)
+
+
+@lru_cache(1)
+def _re2() -> Any:
+    import re2
+
+    return re2
+
+
+def _message(exc: Exception) -> str:
+    text = exc.args[0] if exc.args else ""
+    return text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+
+
+class _Translation:
+    """Walks a pattern once: refuses what is not in the subset, and writes down the PCRE form."""
+
+    def __init__(self, text: str, where: str) -> None:
+        self.text, self.where, self.at = text, where, 0
+        self.out: list[str] = []
+
+    def refuse(self, what: str, instead: str) -> QueryError:
+        return QueryError(
+            f"{self.where}: $regex has {what} at position {self.at}, which is not taken; {instead}", operator="$regex"
+        )
+
+    def run(self) -> str:
+        while self.at < len(self.text):
+            ch = self.text[self.at]
+            if ch == "\\":
+                self.escape(in_class=False)
+            elif ch == "[":
+                self.character_class()
+            elif ch == "(" and self.text[self.at + 1 : self.at + 2] == "?":
+                self.take(_GROUP, 1, "a group of its own kind", "there are (…), (?:…), (?i) and (?s)")
+            elif ch == "{":
+                self.take(_REPEAT, 0, "a brace", r"write \{ for the character, {2,5} for a repetition")
+            else:
+                self.put(r"\z" if ch == "$" else ch)
+                self.at += 1
+        return "".join(self.out)
+
+    def put(self, text: str) -> None:
+        self.out.append(r"\x00" if text == "\x00" else text)  # a pattern with a NUL cannot be sent
+
+    def take(self, form: re.Pattern[str], skip: int, what: str, instead: str) -> None:
+        found = form.match(self.text, self.at + skip)
+        if found is None:
+            raise self.refuse(what, instead)
+        self.put(self.text[self.at : found.end()])
+        self.at = found.end()
+
+    def escape(self, in_class: bool) -> None:
+        ch = self.text[self.at + 1 : self.at + 2]
+        if ch in ("s", "S"):
+            if in_class and ch == "S":
+                raise self.refuse(r"\S in a class", r"write [^\s…]")
+            self.put(_SPACE if in_class else f"[{'^' if ch == 'S' else ''}{_SPACE}]")
+        elif ch == "z" and not in_class:
+            self.put(r"\z")
+        elif ch == "v":
+            self.put(r"\x0b")
+        elif ch == "x":
+            self.take(_HEX, 2, r"\x", r"write \x41 or \x{1F600}")
+            return
+        elif ch in ("p", "P"):
+            self.take(_CATEGORY, 2, rf"\{ch}", r"write \pL or \p{Greek}")
+            return
+        elif (ch in _SAME and not (in_class and ch in "bBA")) or (
+            ch and not ch.isalnum() and ch.isascii() and ch.isprintable()
+        ):
+            self.put("\\" + ch)
+        else:
+            raise self.refuse(
+                f"the escape \\{ch}", r"there are \d \w \s \b \A \z \t \n \r \f \v \x41 \pL, and \ before punctuation"
+            )
+        self.at += 2
+
+    def character_class(self) -> None:
+        """`[…]`, in which a bracket first is itself."""
+        start = self.at
+        self.put("[")
+        self.at += 1
+        if self.text[self.at : self.at + 1] == "^":
+            self.put("^")
+            self.at += 1
+        is_first = True
+        while self.at < len(self.text):
+            ch = self.text[self.at]
+            if ch == "]" and not is_first:
+                self.put("]")
+                self.at += 1
+                return
+            is_first = False
+            if ch == "\\":
+                self.escape(in_class=True)
+            elif ch == "[" and self.text[self.at + 1 : self.at + 2] in (":", ".", "="):
+                self.take(_NAMED, 0, "a named class", "there are [:alpha:], [:digit:] and their like")
+            else:
+                self.put("\\" + ch if ch in "[]" else ch)
+                self.at += 1
+        self.at = start
+        raise self.refuse("a class without an end", r"write \[ for the character")
+
+
+def _prefix(text: str) -> str:
+    """The literal beginning that `^abc` demands; empty where there is none."""
+    if not text.startswith("^") or "|" in text:
+        return ""
+    literal = re.match(r"[^\\\[\](){}.*+?$^|]*", text[1:])
+    assert literal is not None
+    found = literal[0]
+    following = text[1 + len(found) : 2 + len(found)]
+    return found[:-1] if following and following in "*?{" else found

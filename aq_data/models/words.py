@@ -1,0 +1,122 @@
+"""Words, for finding text: our own, so that every store finds the same.
+
+A word is a run of letters and digits, folded: "Résonator_Q3" has the words `resonator` and `q3`. Underscores and punctuation
+separate words. A document is found by the words of its texts and by the names of its instruments and their settings.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from aq_data.errors import QueryError
+from aq_data.models.datafile import DATE_FIELDS, SERVER_FIELDS
+from aq_data.models.paths import UNSEARCHED, escape_segment
+from aq_data.models.values import tag_of
+
+__all__ = ["document_words", "highlights", "parse_words", "words_of"]
+
+MAX_WORDS = 20
+MAX_WORD = 64
+"""Characters of a word that count; of longer ones only so many."""
+
+_UNREAD = SERVER_FIELDS | DATE_FIELDS | UNSEARCHED | {"kind", "flag", "starred"}
+_MARKS = r"\u0300-\u036f\u1ab0-\u1aff\u20d0-\u20ff"
+_RUN = re.compile(rf"(?:[^\W_]|[{_MARKS}])+")
+_PART = re.compile(r"[^\W_]+")
+_ASCII = re.compile(r"[a-z0-9]+")
+
+SHOWN = 5
+"""Highlights of one document."""
+AROUND = 60
+"""Characters shown on each side of a highlight."""
+
+
+def words_of(text: str) -> Iterator[str]:
+    """The words of a text, folded; repeats included."""
+    if text.isascii():
+        for word in _ASCII.findall(text.lower()):
+            yield word[:MAX_WORD]
+        return
+    for run in _RUN.findall(text):
+        yield from _folded(run)
+
+
+def _folded(run: str) -> list[str]:
+    """One run without case and accents; compatibility forms may make it several words."""
+    plain = unicodedata.normalize("NFKD", run).casefold()
+    plain = "".join(ch for ch in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(ch))
+    return [word[:MAX_WORD] for word in _PART.findall(plain)]
+
+
+def parse_words(text: str) -> tuple[str, ...]:
+    """The words to be found, each the beginning of a word; QueryError when there are none or too many."""
+    found = tuple(dict.fromkeys(words_of(text)))
+    if not found:
+        raise QueryError(f"the text {text[:60]!r} has no letters or digits to look for", operator="$text")
+    if len(found) > MAX_WORDS:
+        raise QueryError(f"a text to look for has at most {MAX_WORDS} words, not {len(found)}", operator="$text")
+    return found
+
+
+def document_words(document: Mapping[str, Any]) -> frozenset[str]:
+    """Every word a document in its JSON form is found by."""
+    return frozenset(word for _, text in _texts(document) for word in words_of(text))
+
+
+def highlights(document: Mapping[str, Any], words: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Where the words stand: `path`, a `text` around the first place, and `spans`, half-open [start, stop) positions in it.
+
+    At most five; a place with a word that no other has shown comes first.
+    """
+    places: list[tuple[int, dict[str, Any]]] = []
+    missing = set(words)
+    for path, text in _texts(document):
+        spans, shown = _spans(text, words)
+        if spans:
+            fresh = len(shown & missing)
+            missing -= shown
+            start, stop = max(0, spans[0][0] - AROUND), min(len(text), spans[0][1] + AROUND)
+            within = [[low - start, high - start] for low, high in spans if high <= stop]
+            places.append((-fresh, {"path": path, "text": text[start:stop], "spans": within}))
+    return [place for _, place in sorted(places, key=lambda item: item[0])[:SHOWN]]
+
+
+def _spans(text: str, words: tuple[str, ...]) -> tuple[list[tuple[int, int]], set[str]]:
+    spans: list[tuple[int, int]] = []
+    shown: set[str] = set()
+    for run in _RUN.finditer(text):
+        hit = {word for part in _folded(run[0]) for word in words if part.startswith(word)}
+        if hit:
+            spans.append(run.span())
+            shown |= hit
+    return spans, shown
+
+
+def _texts(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Path and text of every place that is read for words."""
+    for field, value in document.items():
+        if field not in _UNREAD:
+            yield from _texts_below(field, value)
+    for name, instrument in (document.get("instruments") or {}).items():
+        path = f"instruments.{escape_segment(name)}"
+        yield path, name
+        settings = instrument.get("settings") if isinstance(instrument, dict) else None
+        if isinstance(settings, dict):
+            for setting in settings:
+                yield f"{path}.settings.{escape_segment(setting)}", setting
+
+
+def _texts_below(path: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts_below(path, item)
+    elif isinstance(value, dict):
+        tag = tag_of(value)
+        if tag in (None, "$literal"):
+            for key, item in (value if tag is None else value["$literal"]).items():
+                yield from _texts_below(f"{path}.{escape_segment(key)}", item)

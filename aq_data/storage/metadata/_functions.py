@@ -1,0 +1,71 @@
+"""What SQLite asks of Python during a search: patterns, and elements of lists, neither of which its index knows whole."""
+
+from __future__ import annotations
+
+import itertools
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from aq_data.models.matching import Facts, matches
+from aq_data.models.patterns import found_in
+from aq_data.models.query import Element, Match
+from aq_data.models.terms import TEXT_PREFIX, texts_at
+
+__all__ = ["handing", "install"]
+
+_numbers = itertools.count(1)
+_handed: dict[int, Any] = {}
+
+
+@contextmanager
+def handing() -> Iterator[Any]:
+    """A function that numbers objects for the functions of `install`, until the end of the block."""
+    mine: list[int] = []
+
+    def hand(thing: object) -> int:
+        number = next(_numbers)
+        _handed[number] = _Matcher(thing) if isinstance(thing, Match) else thing
+        mine.append(number)
+        return number
+
+    try:
+        yield hand
+    finally:
+        for number in mine:
+            _handed.pop(number, None)
+
+
+def install(connection: sqlite3.Connection) -> None:
+    """Make `aq_regex(number, text)`, `aq_text(number, document)` and `aq_element(number, document)` known."""
+    connection.create_function("aq_regex", 2, lambda number, text: _handed[number].judge(text))
+    connection.create_function("aq_text", 2, lambda number, document: _handed[number].judge_whole(document))
+    connection.create_function("aq_element", 2, _element)
+
+
+class _Matcher:
+    """A pattern that remembers its last answer: rows come in order, and the same text many times."""
+
+    def __init__(self, node: Match) -> None:
+        self._node = node
+        self._last: tuple[str | None, int] = (None, 0)
+
+    def judge(self, text: str) -> int:
+        """0, 1, or 2 where the text may be longer than what the index holds."""
+        last, answer = self._last
+        if text != last:
+            answer = 2 if len(text) >= TEXT_PREFIX else int(found_in(self._node.pattern, text))
+            self._last = (text, answer)
+        return answer
+
+    def judge_whole(self, document: bytes) -> bool:
+        texts = texts_at(msgspec.json.decode(document), self._node.path)
+        return any(found_in(self._node.pattern, text) for text in texts)
+
+
+def _element(number: int, document: bytes) -> bool:
+    node: Element = _handed[number]
+    return matches(node, Facts(msgspec.json.decode(document)))

@@ -1,0 +1,306 @@
+"""How one question is answered: which index leads, when to sort what was found and when to walk in the order asked for.
+
+A set that an index gives and that is small is sorted. Of a large one the documents are walked in the order asked for, each
+tested, until the page is full: cheap where many match, endless where those that match stand at the far end. So the walk has
+a budget, and where that is spent the whole set is sorted after all.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from aq_data.models.paths import SortKey
+from aq_data.models.query import All, AnyOf, Compare, Element, Exists, Match, Node, Not, check_dimension, nodes_of
+from aq_data.models.terms import KIND_ORDER
+from aq_data.storage.metadata._sql import Catalog, Compiler, Path, Statement, outside
+from aq_data.storage.metadata.cursors import Cursor
+from aq_data.storage.metadata.store import Page
+
+__all__ = ["EXACT_TOTAL", "Question"]
+
+EXACT_TOTAL = 10_000
+"""Totals are counted exactly up to here; `count` is always exact."""
+SORTED = 2000
+"""Up to this many matches are always sorted; of more it depends on how far a walk would be."""
+FAR = 3
+"""Sorting one document costs about as much as so many steps of a walk."""
+BUDGET = 20_000
+"""Documents a walk may test in vain before everything is sorted instead."""
+CAP = 2000
+"""Sizes of sets are estimated by counting up to here: what is larger is never the one to begin with if another is not."""
+ENDLESS = 1 << 60
+
+
+class Question:
+    """One question in one snapshot. `hand` is that of `_functions.handing`."""
+
+    def __init__(
+        self, connection: sqlite3.Connection, node: Node, hand: Callable[[object], int], include_deleted: bool = False
+    ) -> None:
+        self._connection = connection
+        self._catalog = Catalog(connection)
+        self._compiler = Compiler(self._catalog, hand, include_deleted)
+        self._include_deleted = include_deleted
+        self._check_dimensions(node)
+        self._node = self._ordered(node)
+
+    # --- what is asked -------------------------------------------------------------------------------------------------
+
+    def page(self, sort: SortKey, limit: int, start: Cursor | None) -> Page:
+        """Up to `limit` documents after `start`, and the total."""
+        total, is_exact = self._total() if start is None else (start.total, start.total_is_exact)
+        rows = self._rows(sort, limit + 1, start, total) if limit and total else []
+        more = len(rows) > limit
+        cursor = None
+        if more:
+            rank, value, seq = rows[limit - 1]
+            cursor = Cursor((rank, value), seq, total, is_exact).encode(sort)
+        return Page(self._documents([seq for _, _, seq in rows[:limit]]), total, is_exact, cursor)
+
+    def count(self) -> int:
+        """How many match, exactly."""
+        return self._count(self._node)
+
+    def distinct(self, path: str, limit: int) -> list[tuple[str, Any, int]]:
+        """Kind, value and number of documents of each value at `path`, most frequent first."""
+        wanted = [one for one in self._catalog.paths(path) if one.kind in ("number", "text", "bool", "date")]
+        if not wanted:
+            return []
+        kinds = {one.p: one.kind for one in wanted}
+        numbers = ",".join(map(str, kinds))
+        found = self._set()
+        if self._node != All(()):
+            sql = f"SELECT s.p, s.v, count(*) AS n FROM ({found.sql}) c JOIN facts s ON s.d=c.d AND s.p IN ({numbers})"
+            statement = Statement(f"{sql} GROUP BY s.p, s.v", found.parameters)
+        elif any(one.many for one in wanted):
+            statement = Statement(f"SELECT p, v, count(*) AS n FROM terms WHERE p IN ({numbers}) GROUP BY p, v")
+        else:
+            statement = Statement(f"SELECT p, v, n FROM facets WHERE p IN ({numbers})")
+        order = " ".join(f"WHEN {one.p} THEN '{one.kind}'" for one in wanted)
+        ordered = f"{statement.sql} ORDER BY n DESC, CASE p {order} END, v LIMIT {int(limit)}"
+        rows = self._fetch(Statement(ordered, statement.parameters))
+        return [(kinds[p], value, n) for p, value, n in rows]
+
+    # --- how much there is ----------------------------------------------------------------------------------------------
+
+    def _fetch(self, statement: Statement) -> list[tuple[Any, ...]]:
+        return self._connection.execute(statement.sql, statement.parameters).fetchall()
+
+    def _number(self, statement: Statement, limit: int | None = None) -> int:
+        capped = statement.sql if limit is None else f"SELECT 1 FROM ({statement.sql}) LIMIT {limit}"
+        return int(self._fetch(Statement(f"SELECT count(*) FROM ({capped})", statement.parameters))[0][0])
+
+    def _alive(self) -> int:
+        return int(self._fetch(Statement("SELECT value FROM progress WHERE name='alive'"))[0][0])
+
+    def _total(self) -> tuple[int, bool]:
+        known = None if self._include_deleted else self._known_count(self._node)
+        total = self._number(self._set(), EXACT_TOTAL + 1) if known is None else known
+        return min(total, EXACT_TOTAL), total <= EXACT_TOTAL
+
+    def _count(self, node: Node) -> int:
+        if self._include_deleted:
+            return self._number(self._set())
+        known = self._known_count(node)
+        if known is None and isinstance(node, Not):
+            known = self._alive() - self._count(self._ordered(node.child))
+        return self._number(self._set(node)) if known is None else known
+
+    def _known_count(self, node: Node) -> int | None:
+        """What is counted already."""
+        if node == All(()):
+            return self._alive()
+        if isinstance(node, Compare) and node.op == "eq":
+            path = self._catalog.path(node.path, node.kind)
+            return 0 if path is None else self._facet(path, node.value)
+        if isinstance(node, Not):
+            inside = self._known_count(node.child)
+            return None if inside is None else self._alive() - inside
+        return None
+
+    def _facet(self, path: Path, value: Any) -> int | None:
+        if path.many or path.kind not in ("number", "text", "bool", "date"):
+            return None
+        rows = self._fetch(Statement("SELECT n FROM facets WHERE p=? AND v=?", (path.p, value)))
+        return int(rows[0][0]) if rows else 0
+
+    def _size(self, node: Node) -> int:
+        """About how many documents the index of this node gives; counted up to CAP."""
+        if isinstance(node, All):
+            return min((self._size(child) for child in node.children), default=ENDLESS)
+        if isinstance(node, AnyOf):
+            groups, rest = self._compiler.grouped(node)
+            sets = [self._compiler.documents_of_group(group) for group in groups]
+            return sum(self._number(found, CAP + 1) for found in sets) + sum(self._size(child) for child in rest)
+        if isinstance(node, Not):
+            return ENDLESS
+        if isinstance(node, Element):
+            return self._size(outside(node.child, node.path))
+        if isinstance(node, Compare) and node.op == "eq" and not self._include_deleted:
+            known = self._known_count(node)
+            if known is not None:
+                return known
+        if isinstance(node, Match) and not node.pattern.prefix:
+            node = Exists(node.path)  # every text there has to be looked at
+        elif isinstance(node, Match):
+            node = Compare(node.path, "gte", "text", node.pattern.prefix)
+        found = self._compiler.documents(node)
+        return ENDLESS if found is None else self._number(found, CAP + 1)
+
+    # --- which way ------------------------------------------------------------------------------------------------------
+
+    def _check_dimensions(self, node: Node) -> None:
+        for one in nodes_of(node):
+            if isinstance(one, Compare):
+                check_dimension(one, [path.kind for path in self._catalog.paths(one.path)])
+
+    def _ordered(self, node: Node) -> Node:
+        """Conjunctions with their smallest set first, by which they are then found."""
+        if not isinstance(node, All) or len(node.children) < 2:
+            return node
+        flat = [inner for child in node.children for inner in (child.children if isinstance(child, All) else (child,))]
+        return All(tuple(sorted(flat, key=self._size)))
+
+    def _set(self, node: Node | None = None) -> Statement:
+        """`SELECT d` of everything that matches, without repeats."""
+        node = self._node if node is None else node
+        found = self._compiler.documents(node)
+        if found is None:
+            return self._compiler.those(self._compiler.all_documents(), [] if node == All(()) else [node])
+        return Statement(f"SELECT DISTINCT d FROM ({found.sql})", found.parameters) if self._repeats(node) else found
+
+    def _repeats(self, node: Node) -> bool:
+        """Whether the index may give a document twice."""
+        if isinstance(node, All):
+            return any(self._repeats(child) for child in node.children[:1])
+        if isinstance(node, Compare):
+            path = self._catalog.path(node.path, node.kind)
+            return path is not None and node.op != "eq" and (path.multi or node.kind not in KIND_ORDER)
+        return isinstance(node, (Exists, Match, Element))
+
+    def _rows(self, sort: SortKey, limit: int, start: Cursor | None, total: int) -> list[tuple[int, Any, int]]:
+        """Rank, value and position of the next documents in order."""
+        if not self._include_deleted and total > SORTED:
+            steps = limit * self._alive() / total
+            if total >= EXACT_TOTAL or steps < FAR * total:
+                walked = self._walk(sort, limit, start)
+                if walked is not None:
+                    return walked
+        return self._sort(sort, limit, start)
+
+    # --- sorting what was found ------------------------------------------------------------------------------------------
+
+    def _sort(self, sort: SortKey, limit: int, start: Cursor | None) -> list[tuple[int, Any, int]]:
+        found, order = self._set(), "DESC" if sort.descending else "ASC"
+        paths = self._compiler.sortable(sort.path)
+        ranks = " ".join(f"WHEN {path.p} THEN {KIND_ORDER[path.kind]}" for path in paths) or "WHEN 0 THEN 0"
+        rank = f"CASE s.p {ranks} END"
+        of_document = f"FROM facts s WHERE s.d=c.d AND s.p IN ({','.join(str(path.p) for path in paths) or '0'})"
+        if len(paths) == 1:
+            best, rank = f"{of_document} ORDER BY s.v {order} LIMIT 1", str(KIND_ORDER[paths[0].kind])
+        else:
+            best = f"{of_document} ORDER BY {rank} {order}, s.v {order} LIMIT 1"
+        after, parameters = "", found.parameters
+        if start is not None:
+            after = f"WHERE (coalesce(r, 0), coalesce(v, 0), d) {'<' if sort.descending else '>'} (?, ?, ?)"
+            parameters = (*parameters, *start.key, start.tie)
+        return self._fetch(
+            Statement(
+                f"WITH k AS MATERIALIZED (SELECT c.d AS d, (SELECT {rank} {best}) AS r, (SELECT s.v {best}) AS v "
+                f"FROM ({found.sql}) c) SELECT coalesce(r, 0) AS r, coalesce(v, 0) AS v, d FROM k {after} "
+                f"ORDER BY r {order}, v {order}, d {order} LIMIT {int(limit)}",
+                parameters,
+            )
+        )
+
+    # --- walking in order --------------------------------------------------------------------------------------------------
+
+    def _walk(self, sort: SortKey, limit: int, start: Cursor | None) -> list[tuple[int, Any, int]] | None:
+        """The next documents, kind by kind of the sort path, then those without; None where the budget is spent."""
+        rows: list[tuple[int, Any, int]] = []
+        paths = [path for path in self._compiler.sortable(sort.path) if path.kind != "null"]
+        branches: list[Path | None] = [None, *paths]
+        for path in reversed(branches) if sort.descending else branches:
+            lacking = limit - len(rows)
+            found = self._kind(path, sort, lacking, start) if path else self._missing(sort, lacking, start)
+            if found is None:
+                return None
+            rows += found
+            if len(rows) >= limit:
+                break
+        return rows
+
+    def _kind(self, path: Path, sort: SortKey, limit: int, start: Cursor | None) -> list[tuple[int, Any, int]] | None:
+        """Those that are sorted by a value of one kind."""
+        rank, order, sign = KIND_ORDER[path.kind], *(("DESC", "<") if sort.descending else ("ASC", ">"))
+        after = Statement("")
+        if start is not None:
+            if start.key[0] == rank:
+                after = Statement(f" AND (v, d) {sign} (?, ?)", (start.key[1], start.tie))
+            elif (start.key[0] < rank) == sort.descending:
+                return []
+        walked = f"SELECT v, d FROM terms WHERE p={path.p}{after.sql} ORDER BY v {order}, d {order} LIMIT {BUDGET}"
+        tests = self._compiler.test(self._node, "c.d")
+        first = f" AND {self._is_first(path, sort)}" if path.multi else ""
+        rows = self._fetch(
+            Statement(
+                f"SELECT {rank}, c.v, c.d FROM ({walked}) c WHERE {tests.sql}{first} LIMIT {int(limit)}",
+                (*after.parameters, *tests.parameters),
+            )
+        )
+        if len(rows) < limit and self._number(Statement(walked, after.parameters)) == BUDGET:
+            return None
+        return rows
+
+    def _is_first(self, path: Path, sort: SortKey) -> str:
+        """Of a document's several values at the path only the least counts, or the greatest when descending."""
+        others = [one for one in self._compiler.sortable(sort.path) if one.p != path.p]
+        before = [o.p for o in others if (KIND_ORDER[o.kind] > KIND_ORDER[path.kind]) == sort.descending]
+        sign = ">" if sort.descending else "<"
+        same = f"NOT EXISTS (SELECT 1 FROM facts WHERE d=c.d AND p={path.p} AND v{sign}c.v)"
+        numbers = ",".join(map(str, before))
+        return same + (f" AND NOT EXISTS (SELECT 1 FROM facts WHERE d=c.d AND p IN ({numbers}))" if numbers else "")
+
+    def _missing(self, sort: SortKey, limit: int, start: Cursor | None) -> list[tuple[int, Any, int]] | None:
+        """Those without a value, or with null: of several values null is the least."""
+        paths = self._compiler.sortable(sort.path)
+        valued = [path for path in paths if path.kind != "null"]
+        if valued and not any(path.multi for path in paths):
+            numbers = ",".join(str(path.p) for path in valued)
+            if self._number(Statement(f"SELECT 1 FROM terms WHERE p IN ({numbers})")) == self._alive():
+                return []
+        has_value = f"EXISTS (SELECT 1 FROM facts WHERE d=c.d AND p IN ({','.join(str(path.p) for path in valued) or '0'}))"
+        lacking = [f"NOT {has_value}"]
+        null = next((path for path in paths if path.kind == "null"), None)
+        if null is not None and null.multi and not sort.descending:
+            lacking.append(f"EXISTS (SELECT 1 FROM facts WHERE d=c.d AND p={null.p})")
+        order, sign = ("DESC", "<") if sort.descending else ("ASC", ">")
+        after = Statement("")
+        if start is not None:
+            if start.key[0] == 0:
+                after = Statement(f" AND seq {sign} ?", (start.tie,))
+            elif not sort.descending:
+                return []
+        everything = self._compiler.all_documents()
+        walked = f"{everything.sql}{after.sql} ORDER BY seq {order} LIMIT {BUDGET}"
+        tests = self._compiler.test(self._node, "c.d")
+        rows = self._fetch(
+            Statement(
+                f"SELECT 0, 0, c.d FROM ({walked}) c WHERE ({' OR '.join(lacking)}) AND {tests.sql} LIMIT {int(limit)}",
+                (*after.parameters, *tests.parameters),
+            )
+        )
+        if len(rows) < limit and self._number(Statement(walked, after.parameters)) == BUDGET:
+            return None
+        return rows
+
+    def _documents(self, seqs: list[int]) -> list[msgspec.Raw]:
+        if not seqs:
+            return []
+        marks = ",".join(map(str, seqs))
+        rows = dict(self._fetch(Statement(f"SELECT seq, document FROM datafiles WHERE seq IN ({marks})")))
+        return [msgspec.Raw(rows[seq]) for seq in seqs]

@@ -1,0 +1,108 @@
+"""The tables of the SQLite store, and the statements on sweeps.
+
+`terms(p, v, d)` holds every term of every document, ordered by path and value; `p` is the number of a (path, kind) pair, so
+that a comparison never meets a value of another kind; `d` is the document's position in order of saving. Of a deleted
+document the terms stand under -p: counting and walking a positive p meets only documents that are alive. `facts(d, p, v)` is
+the same the other way round: what a given document has, with 0 in place of digests.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BLOCK_HEADERS",
+    "BLOCK_ROWS",
+    "DROP_BLOCKS",
+    "FORGET_BLOCKS",
+    "FORGET_SWEEP",
+    "INSERT_BLOCK",
+    "INSERT_SWEEP",
+    "PRAGMAS",
+    "SCHEMA",
+    "SCHEMA_VERSION",
+    "SWEEP",
+    "UNFINISHED",
+    "UNFOLDED_BYTES",
+    "UPDATE_SWEEP",
+]
+
+SCHEMA_VERSION = 3
+"""1: records and terms. 2: sweeps. 3: facts, words and facets beside the terms, pids, changes."""
+
+PRAGMAS = (
+    "PRAGMA busy_timeout=10000",
+    "PRAGMA journal_mode=WAL",
+    # FULL: the commit that publishes is on disk before it is acknowledged; 0.2 ms on the machines measured.
+    "PRAGMA synchronous=FULL",
+    "PRAGMA cache_size=-64000",
+    "PRAGMA mmap_size=8589934592",
+    "PRAGMA foreign_keys=ON",
+)
+
+RECORDS = (
+    # `indexed`: the last position in order of saving that is in the index; `alive`: how many of those are not deleted.
+    "CREATE TABLE IF NOT EXISTS progress (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",
+    "INSERT OR IGNORE INTO progress VALUES ('indexed', 0), ('alive', 0)",
+    """CREATE TABLE IF NOT EXISTS datafiles (
+        seq INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        revision INTEGER NOT NULL,
+        deleted INTEGER NOT NULL,
+        attempt TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        pid TEXT,
+        document BLOB NOT NULL)""",
+    "CREATE INDEX IF NOT EXISTS alive ON datafiles (deleted)",
+    "CREATE UNIQUE INDEX IF NOT EXISTS pids ON datafiles (pid) WHERE pid IS NOT NULL AND deleted=0",
+    "CREATE TABLE IF NOT EXISTS barred (id TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (id, key)) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS tokens (id TEXT PRIMARY KEY, hash TEXT NOT NULL UNIQUE, token BLOB NOT NULL)",
+)
+
+INDEX = (
+    # `multi`: some document has several values at the path, so that sorting has to choose among them.
+    # `many`: it has too many distinct values for `facets` to count each.
+    """CREATE TABLE IF NOT EXISTS paths (
+        p INTEGER PRIMARY KEY,
+        path TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        multi INTEGER NOT NULL DEFAULT 0,
+        many INTEGER NOT NULL DEFAULT 0,
+        UNIQUE (path, kind))""",
+    "CREATE TABLE IF NOT EXISTS terms (p INTEGER, v NOT NULL, d INTEGER, PRIMARY KEY (p, v, d)) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS facts (d INTEGER, p INTEGER, v NOT NULL, PRIMARY KEY (d, p, v)) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS facets (p INTEGER, v NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (p, v)) WITHOUT ROWID",
+    # Words come folded and separated by blanks (models.words); beyond ASCII everything is a letter to this tokenizer.
+    "CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5 (text, content='', detail=none, columnsize=0, tokenize='ascii')",
+)
+
+SWEEPS = (
+    # A sweep's plan never changes, its state with every block. `pending`: the background has something to do.
+    """CREATE TABLE IF NOT EXISTS sweeps (
+        number INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        plan BLOB NOT NULL,
+        state BLOB NOT NULL,
+        pending INTEGER NOT NULL)""",
+    "CREATE INDEX IF NOT EXISTS pending_sweeps ON sweeps (number) WHERE pending",
+    """CREATE TABLE IF NOT EXISTS blocks (
+        sweep INTEGER NOT NULL,
+        seq INTEGER NOT NULL,
+        header BLOB NOT NULL,
+        size INTEGER NOT NULL,
+        payload BLOB NOT NULL,
+        ref TEXT NOT NULL,
+        UNIQUE (sweep, seq))""",
+)
+
+SCHEMA = (*RECORDS, *INDEX, *SWEEPS, f"PRAGMA user_version={SCHEMA_VERSION}")
+
+SWEEP = "SELECT s.number, s.plan, s.state, f.deleted FROM sweeps s JOIN datafiles f ON f.id=s.id WHERE s.id=?"
+INSERT_SWEEP = "INSERT INTO sweeps (id, plan, state, pending) VALUES (?, ?, ?, ?)"
+UPDATE_SWEEP = "UPDATE sweeps SET state=?, pending=? WHERE number=?"
+UNFINISHED = "SELECT s.plan, s.state FROM sweeps s JOIN datafiles f ON f.id=s.id WHERE s.pending AND NOT f.deleted"
+INSERT_BLOCK = "INSERT INTO blocks (sweep, seq, header, size, payload, ref) VALUES (?, ?, ?, ?, ?, ?)"
+BLOCK_ROWS = "SELECT header, payload, ref FROM blocks WHERE sweep=? AND seq>? ORDER BY seq"
+BLOCK_HEADERS = "SELECT seq, header FROM blocks WHERE sweep=? AND seq>? ORDER BY seq LIMIT ?"
+UNFOLDED_BYTES = "SELECT coalesce(sum(size), 0) FROM blocks WHERE sweep=? AND seq>?"
+DROP_BLOCKS = "DELETE FROM blocks WHERE sweep=? AND seq<=?"
+FORGET_BLOCKS = "DELETE FROM blocks WHERE sweep IN (SELECT number FROM sweeps WHERE id=?)"
+FORGET_SWEEP = "DELETE FROM sweeps WHERE id=?"

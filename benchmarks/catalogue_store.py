@@ -1,0 +1,99 @@
+"""Metadata stores that hold a catalogue: filled through the store's own contract, kept in the cache between runs."""
+
+import asyncio
+import json
+import logging
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from aq_data.models.datafile import DataFile, make_id
+from aq_data.models.query import All, Exists
+from aq_data.storage.metadata._sql import SCHEMA_VERSION
+from aq_data.storage.metadata.record import Record
+from aq_data.storage.metadata.sqlite import SqliteStore
+from aq_data.storage.metadata.store import MetadataStore
+from benchmarks.catalogue import GENERATOR_VERSION, documents, times_at
+from benchmarks.machine import describe
+
+__all__ = ["database_of", "ensure_sqlite", "fill", "record_of", "table_sizes"]
+
+_LOG = logging.getLogger(__name__)
+_TOGETHER = 1000
+"""Records that are inserted at the same time."""
+_SLICE = 20_000
+"""Records after which the index is waited for, and the rate told."""
+
+
+def record_of(number: int, document: dict[str, Any]) -> Record:
+    """The record a server would have made of it."""
+    milliseconds = int(times_at(np.array([number]))[0].astype("datetime64[ms]").astype(int))
+    id = make_id(milliseconds, number.to_bytes(10, "big"))
+    added = {"id": id, "state": "complete", "revision": 1, "path": f"blobs/{id}/1/arrays.zarr"}
+    return Record(msgspec.convert(document | added, DataFile), f"{id}/1", f"catalogue-{GENERATOR_VERSION}-{number}")
+
+
+async def fill(store: MetadataStore, count: int, told: Callable[[int, float], None]) -> None:
+    """Insert what is missing of the first `count` documents.
+
+    `told` (documents so far, documents/s) after each 20,000 of them, the time to index them included.
+    """
+    done = await store.count(All(()))
+    for first in range(done // _SLICE * _SLICE, count, _SLICE):
+        last = min(first + _SLICE, count)
+        records = [record_of(number, document) for number, document in enumerate(documents(first, last), first)]
+        start = perf_counter()
+        for begin in range(0, len(records), _TOGETHER):
+            await asyncio.gather(*(store.insert(record) for record in records[begin : begin + _TOGETHER]))
+        await store.count(Exists("metadata.nothing"))  # a search waits for the index
+        told(last, len(records) / (perf_counter() - start))
+
+
+def database_of(folder: Path) -> Path:
+    """Where a server with `folder` as its data folder has its database."""
+    return folder / "metadata.sqlite"
+
+
+def ensure_sqlite(count: int, cache: Path) -> Path:
+    """The data folder of a server with so many documents, filled if it is not there; what was half filled is gone on with.
+
+    Its name holds the versions of the generator and of the database's schema: a store of another is never measured. How
+    fast the last documents went in and how large it became is kept beside it, in `built.json`.
+    """
+    folder = cache / f"catalogue-{GENERATOR_VERSION}-sqlite-{SCHEMA_VERSION}" / str(count)
+    built = folder / "built.json"
+    if not built.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _LOG.info("filling %s", folder)
+        rates: dict[str, float] = {}
+        asyncio.run(_fill_sqlite(database_of(folder), count, rates))
+        told = {"documents_per_s": rates, "bytes": table_sizes(database_of(folder)), "machine": describe()}
+        built.write_text(json.dumps(told, indent=1))
+    return folder
+
+
+async def _fill_sqlite(path: Path, count: int, rates: dict[str, float]) -> None:
+    def told(documents: int, rate: float) -> None:
+        rates[str(documents)] = rate
+        _LOG.info("%9d documents, the last %d at %.0f/s", documents, _SLICE, rate)
+
+    store = SqliteStore(path)
+    try:
+        await fill(store, count, told)
+    finally:
+        await store.close()
+
+
+def table_sizes(path: Path) -> dict[str, int]:
+    """Bytes of each table with its indexes' automatic ones, and of the file."""
+    connection = sqlite3.connect(path)
+    try:
+        rows = connection.execute("SELECT name, sum(pgsize) FROM dbstat GROUP BY name ORDER BY 2 DESC").fetchall()
+    finally:
+        connection.close()
+    return {"file": path.stat().st_size, **{name: int(size) for name, size in rows if size > 1 << 16}}
