@@ -376,7 +376,8 @@ class MetadataStoreTests:
         within(open_store, body)
 
     def test_scan_gives_every_record_once_in_order_of_saving(self, open_store):
-        records = [record(number) for number in [*range(600, 350, -1)]]
+        numbers = range(600, 350, -1)
+        records = [record(n, created_at=f"2026-01-31T08:00:00.{600 - n:06}Z") for n in numbers]
 
         async def body(store):
             await insert_all(store, records)

@@ -1,0 +1,464 @@
+"""The sweep log on MongoDB: plan and state in the document of the DataFile, blocks in a collection of their own.
+
+Each step reads the state, changes it with a pure function and writes it back by compare-and-set of `sweep.version`, one
+document at a time. The record, its deletion and what is barred are in the same document, so opening, ending, deleting and
+barring are one step each and order themselves among the others.
+
+A block is put under (attempt of the opening, position) first and becomes real when the state's `head` reaches it; only
+positions up to `head` are ever read, so what a crash leaves is never seen. Why that holds for each step:
+
+- `append`: positions follow from the state that was read. Two who place the same position meet at its `_id`; whoever comes
+  second waits, and if nothing moves raises `version` first. After that no state can be written which counts on blocks that
+  were there before, so those beyond `head` are removed, by the marks they were seen with, and the place is free. A block up
+  to `head` is never replaced.
+- An `append` that got no answer is known by its mark, or by its writers' numbers when it is tried again; its blocks are
+  removed only after `version` has moved on.
+- `record_fold`, `lease`, `renew`, `seal`, `tell` change the state alone; the same again has the same effect.
+- `drop` removes blocks up to `folded`, which no reader asks for. `end` writes record and state at once, then removes blocks.
+- Reading: the state, then the blocks up to its `head`. They never change; those that are gone meanwhile were folded, so the
+  state is read again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
+from weakref import WeakValueDictionary
+
+import msgspec
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.errors import BulkWriteError, ConnectionFailure, ServerSelectionTimeoutError
+
+from aq_data.errors import AqDataError, CorruptionError, NotFoundError, UnavailableError
+from aq_data.models.datafile import DataFileId
+from aq_data.models.sweep import Ending, Placed, Plan, State, place, seal
+from aq_data.storage.metadata._mongo_border import border
+from aq_data.storage.metadata._mongo_records import Stored, make_mark
+from aq_data.storage.metadata.record import Record
+from aq_data.storage.metadata.sweeplog import Appended, Incoming, Row, SweepLog, Tail, is_pending
+
+__all__ = ["MongoSweeps"]
+
+T = TypeVar("T")
+Fields = dict[str, Any]
+
+replace = msgspec.structs.replace
+
+TRIES = 100
+"""How often a step starts over when others were faster; servers that fold and append at once meet a few times a second."""
+PATIENCE = 0.02
+"""Seconds that whoever holds a position is given to finish, the first time."""
+DUPLICATE_KEY = 11000
+FOUND = {"sweep": 1, "deleted": 1, "revision": 1, "barred": 1, "by": 1}
+
+
+class Database(Protocol):
+    """What the log needs of the store it is part of."""
+
+    async def collection(self, name: str) -> AsyncCollection[Fields]: ...
+
+    async def again(self, write: Callable[[], Awaitable[T]]) -> T: ...
+
+    async def publish(self, record: Record, more: Fields, keys: tuple[str, ...] = ()) -> Record | None: ...
+
+    async def kept(self, record: Record) -> Stored: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A sweep as it was read: what a step counts on."""
+
+    plan: Plan
+    state: State
+    version: int
+    revision: int
+    barred: frozenset[str]
+    by: bytes
+
+
+class MongoSweeps(SweepLog):
+    """Steps of one process on one sweep take turns, so that they meet only those of other processes."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._locks: WeakValueDictionary[DataFileId, asyncio.Lock] = WeakValueDictionary()
+        self._plans: dict[bytes, Plan] = {}
+
+    # --- the document ----------------------------------------------------------------------------------------------
+
+    async def _load(self, id: DataFileId) -> Seen:
+        datafiles = await self._database.collection("datafiles")
+        row = await datafiles.find_one({"_id": id}, FOUND)
+        if row is None or "sweep" not in row:
+            raise NotFoundError(f"there is no sweep {id[:60]!r}")
+        if row["deleted"]:
+            raise NotFoundError(f"DataFile {id} was deleted", code="deleted")
+        kept = row["sweep"]
+        state = msgspec.json.decode(kept["state"], type=State)
+        return Seen(
+            self._plan(kept["plan"]), state, kept["version"], row["revision"], frozenset(row.get("barred", ())), row["by"]
+        )
+
+    def _plan(self, encoded: bytes) -> Plan:
+        # Plans never change. A sweep that is written to is asked for its plan with every block.
+        plan = self._plans.get(encoded)
+        if plan is None:
+            plan = msgspec.json.decode(encoded, type=Plan)
+            if len(self._plans) > 1000:
+                self._plans.clear()
+            self._plans[encoded] = plan
+        return plan
+
+    async def _commit(self, seen: Seen, state: State, more: Fields | None = None, **wanted: Any) -> bool:
+        """Write the state over the one that was seen; False, changing nothing, when another was faster.
+
+        `more` goes with it, `wanted` must hold too. False also when that cannot be told: a step may be done again.
+        """
+        datafiles = await self._database.collection("datafiles")
+        mark = make_mark()
+        where = {"_id": seen.plan.id, "sweep.version": seen.version, "deleted": False, **wanted}
+        sweep = {
+            "sweep.state": msgspec.json.encode(state),
+            "sweep.version": seen.version + 1,
+            "sweep.pending": is_pending(seen.plan, state),
+            "sweep.by": mark,
+        }
+        change = {**(more or {}), "$set": {**(more or {}).get("$set", {}), **sweep}}
+        was_cut_off = False
+
+        async def attempt() -> bool:
+            nonlocal was_cut_off
+            try:
+                if (await datafiles.update_one(where, change)).matched_count:
+                    return True
+                if not was_cut_off:
+                    return False
+                return await datafiles.find_one({"_id": seen.plan.id, "sweep.by": mark}, {"_id": 1}) is not None
+            except ServerSelectionTimeoutError:
+                raise
+            except ConnectionFailure:
+                was_cut_off = True
+                raise
+
+        return await self._database.again(attempt)
+
+    def _turn(self, id: DataFileId) -> asyncio.Lock:
+        return self._locks.setdefault(id, asyncio.Lock())
+
+    async def _step(self, id: DataFileId, step: Callable[[Seen], Awaitable[tuple[State, T]]]) -> T:
+        """Read the state, change it by `step`, write it back; from the beginning when another was faster."""
+        with border():
+            async with self._turn(id):
+                for _ in range(TRIES):
+                    seen = await self._load(id)
+                    state, result = await step(seen)
+                    if state is seen.state or await self._commit(seen, state):
+                        return result
+        raise _busy(id)
+
+    # --- opening and changing the record -----------------------------------------------------------------------------
+
+    async def open(self, record: Record, plan: Plan, state: State, first: Sequence[Row]) -> Record | None:
+        mark = make_mark()
+        sweep = {
+            "plan": msgspec.json.encode(plan),
+            "state": msgspec.json.encode(state),
+            "version": 1,
+            "pending": is_pending(plan, state),
+            "by": mark,
+        }
+        with border():
+            if first:
+                await self._put(plan, first, mark)  # the attempt is this opening's own, so no other is in the way
+            existing = await self._database.publish(record, {"sweep": sweep}, tuple(row.ref for row in first if row.ref))
+            if existing is not None and existing.attempt != plan.attempt:
+                await self._remove(_range(plan.id, plan.attempt, 0))
+        return existing
+
+    async def replace(self, record: Record, expected_revision: int, publishes: str) -> bool:
+        """`MetadataStore.replace` of the document of an open sweep: the log notes after which block it was."""
+        id, revision = record.document.id, record.document.revision
+        kept, mark = await self._database.kept(record), make_mark()
+        with border():
+            async with self._turn(id):
+                for _ in range(TRIES):
+                    seen = await self._load(id)
+                    if seen.by == mark:
+                        return True
+                    if seen.revision != expected_revision:
+                        return False
+                    if publishes in seen.barred:
+                        raise _orphan()
+                    state = replace(seen.state, revisions=(*seen.state.revisions, (revision, seen.state.head)))
+                    more = {"$set": {**kept.fields, "by": mark}, "$unset": kept.removed}
+                    unbarred = {"barred": {"$ne": publishes}} if publishes else {}
+                    if await self._commit(seen, state, more, revision=expected_revision, **unbarred):
+                        return True
+        raise _busy(id)
+
+    async def get(self, id: DataFileId) -> tuple[Plan, State]:
+        with border():
+            seen = await self._load(id)
+        return seen.plan, seen.state
+
+    # --- blocks ------------------------------------------------------------------------------------------------------
+
+    async def append(self, id: DataFileId, blocks: Sequence[Incoming], at: str) -> Appended:
+        with border():
+            async with self._turn(id):
+                for tried in range(TRIES):
+                    seen = await self._load(id)
+                    appended, rows = _placed(seen, blocks, at)
+                    if not rows:
+                        return appended
+                    refs = [row.ref for row in rows if row.ref]
+                    if not seen.barred.isdisjoint(refs):
+                        raise _orphan()
+                    mark = make_mark()
+                    if not await self._put(seen.plan, rows, mark):
+                        await self._clear_the_way(seen, PATIENCE * 2 ** min(tried, 6))
+                        continue
+                    if await self._commit(seen, appended.state, **({"barred": {"$nin": refs}} if refs else {})):
+                        return appended
+                    await self._withdraw(seen, mark)
+        raise _busy(id)
+
+    async def _put(self, plan: Plan, rows: Sequence[Row], mark: bytes) -> bool:
+        """Put blocks in their places; False when another's block stands in one of them."""
+        blocks = await self._database.collection("blocks")
+        documents = [
+            {
+                "_id": _block_id(plan.id, plan.attempt, row.placed.seq),
+                "header": msgspec.json.encode(row.placed),
+                "size": sum(region.nbytes for region in row.placed.variables),
+                "payload": row.payload,
+                "ref": row.ref,
+                "by": mark,
+            }
+            for row in rows
+        ]
+
+        async def attempt() -> bool:
+            try:
+                await blocks.insert_many(documents, ordered=False)
+            except BulkWriteError as exc:
+                if any(error["code"] != DUPLICATE_KEY for error in (exc.details or {}).get("writeErrors", ())):
+                    raise
+                mine = {"_id": {"$in": [document["_id"] for document in documents]}, "by": mark}
+                return await blocks.count_documents(mine) == len(documents)
+            return True
+
+        if await self._database.again(attempt):
+            return True
+        await self._remove({**_range(plan.id, plan.attempt, rows[0].placed.seq - 1), "by": mark})
+        return False
+
+    async def _withdraw(self, seen: Seen, mark: bytes) -> None:
+        """Remove blocks whose state was not written, once it cannot be any more."""
+        now = await self._load(seen.plan.id)
+        if now.version != seen.version:
+            await self._remove({**_range(seen.plan.id, seen.plan.attempt, now.state.head), "by": mark})
+
+    async def _clear_the_way(self, seen: Seen, patience: float) -> None:
+        """Blocks stand beyond the head: let their writer finish, or, when it does not, see to it that it cannot."""
+        id, attempt, head = seen.plan.id, seen.plan.attempt, seen.state.head
+        await asyncio.sleep(patience * (1 + random.random()))  # noqa: S311
+        blocks = await self._database.collection("blocks")
+        left = {row["by"] async for row in blocks.find(_range(id, attempt, head), {"by": 1})}
+        if left and await self._commit(seen, seen.state):
+            await self._remove({**_range(id, attempt, head), "by": {"$in": list(left)}})
+
+    async def _remove(self, where: Fields) -> None:
+        blocks = await self._database.collection("blocks")
+        await self._database.again(lambda: blocks.delete_many(where))
+
+    async def seal(self, id: DataFileId, outcome: Literal["complete", "abandoned"], ending: Ending, at: str) -> State:
+        async def step(seen: Seen) -> tuple[State, State]:
+            sealed = seal(seen.plan, seen.state, outcome, ending, at)
+            return (seen.state, seen.state) if sealed is None else (sealed, sealed)
+
+        return await self._step(id, step)
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    async def tail(self, id: DataFileId, after: int = 0, limit_bytes: int | None = None) -> Tail:
+        seen, found = await self._looked(id, after, limit_bytes, None, {"header": 1, "size": 1, "payload": 1, "ref": 1})
+        rows = [Row(msgspec.json.decode(row["header"], type=Placed), bytes(row["payload"]), row["ref"]) for row in found]
+        return Tail(seen.plan, seen.state, tuple(rows))
+
+    async def headers(self, id: DataFileId, after: int, limit: int) -> tuple[State, list[tuple[int, bytes]]]:
+        seen, found = await self._looked(id, after, None, limit, {"header": 1})
+        return seen.state, [(_seq(row), bytes(row["header"])) for row in found]
+
+    async def _looked(
+        self, id: DataFileId, after: int, limit_bytes: int | None, limit: int | None, fields: Fields
+    ) -> tuple[Seen, list[Fields]]:
+        """A sweep and its blocks beyond max(`after`, what is folded), as of one moment."""
+        blocks = await self._database.collection("blocks")
+        before: Seen | None = None
+        with border():
+            for _ in range(TRIES):
+                seen = await self._load(id)
+                start, head = max(after, seen.state.folded), seen.state.head
+                through = head if limit is None else min(head, start + limit)
+                found = await self._blocks(blocks, seen.plan, start, through, limit_bytes, fields) if through > start else []
+                is_whole = bool(limit_bytes is not None and found) or len(found) == max(0, through - start)
+                if is_whole and [_seq(row) for row in found] == list(range(start + 1, start + 1 + len(found))):
+                    return seen, found
+                if before is not None and before.state.folded == seen.state.folded:
+                    raise CorruptionError(f"blocks of the sweep {id} beyond {start} are missing from the database")
+                before = seen
+        raise _busy(id)
+
+    async def _blocks(
+        self,
+        blocks: AsyncCollection[Fields],
+        plan: Plan,
+        start: int,
+        through: int,
+        limit_bytes: int | None,
+        fields: Fields,
+    ) -> list[Fields]:
+        rows: list[Fields] = []
+        size = 0
+        async with blocks.find(_range(plan.id, plan.attempt, start, through), fields).sort("_id", 1) as found:
+            async for row in found:
+                size += row.get("size", 0)
+                if rows and limit_bytes is not None and size > limit_bytes:
+                    break
+                rows.append(row)
+        return rows
+
+    # --- leases and folds ----------------------------------------------------------------------------------------------
+
+    async def lease(self, id: DataFileId, now: float, until: float) -> State | None:
+        async def step(seen: Seen) -> tuple[State, State | None]:
+            if seen.state.leased_until > now:
+                return seen.state, None
+            taken = replace(seen.state, token=seen.state.token + 1, leased_until=until)
+            return taken, taken
+
+        return await self._step(id, step)
+
+    async def renew(self, id: DataFileId, token: int, until: float) -> bool:
+        async def step(seen: Seen) -> tuple[State, bool]:
+            return (replace(seen.state, leased_until=until), True) if seen.state.token == token else (seen.state, False)
+
+        return await self._step(id, step)
+
+    async def record_fold(self, id: DataFileId, token: int, folded: int, manifest: str, at: float) -> bool:
+        async def step(seen: Seen) -> tuple[State, bool]:
+            state = seen.state
+            if state.token != token or folded < state.folded:
+                return state, False
+            left = await self._bytes(seen.plan, folded, state.head)
+            return replace(state, folded=folded, manifest=manifest, unfolded_bytes=left, folded_at=at), True
+
+        return await self._step(id, step)
+
+    async def _bytes(self, plan: Plan, after: int, through: int) -> int:
+        if through <= after:
+            return 0
+        blocks = await self._database.collection("blocks")
+        among = _range(plan.id, plan.attempt, after, through)
+        found = await blocks.aggregate([{"$match": among}, {"$group": {"_id": None, "size": {"$sum": "$size"}}}])
+        rows = await found.to_list()
+        return int(rows[0]["size"]) if rows else 0
+
+    async def drop(self, id: DataFileId, through: int) -> None:
+        with border():
+            seen = await self._load(id)
+            last = min(through, seen.state.folded)
+            if last > 0:
+                await self._remove(_range(id, seen.plan.attempt, 0, last))
+
+    # --- the end -------------------------------------------------------------------------------------------------------
+
+    async def end(
+        self, id: DataFileId, token: int, record: Record, expected_revision: int
+    ) -> Literal["ended", "stale", "fenced"]:
+        kept, mark = await self._database.kept(record), make_mark()
+        with border():
+            async with self._turn(id):
+                for _ in range(TRIES):
+                    seen = await self._load(id)
+                    state = seen.state
+                    if seen.by != mark:
+                        if state.token != token or state.seal is None or state.folded != state.head or state.ended_revision:
+                            return "fenced"
+                        if seen.revision != expected_revision:
+                            return "stale"
+                        ended = replace(state, ended_revision=record.document.revision, leased_until=0.0)
+                        more = {"$set": {**kept.fields, "by": mark}, "$unset": kept.removed}
+                        if not await self._commit(seen, ended, more, revision=expected_revision):
+                            continue
+                    await self._remove(_all_of(id))  # what a crash after the last fold left, or one before its commit
+                    return "ended"
+        raise _busy(id)
+
+    async def tell(self, id: DataFileId, address: str) -> None:
+        async def step(seen: Seen) -> tuple[State, None]:
+            told = seen.state.told
+            return (seen.state if address in told else replace(seen.state, told=(*told, address))), None
+
+        await self._step(id, step)
+
+    async def unfinished(self) -> list[tuple[Plan, State]]:
+        datafiles = await self._database.collection("datafiles")
+        with border():
+            rows = await datafiles.find({"sweep.pending": True, "deleted": False}, {"sweep": 1}).to_list()
+        kept = [row["sweep"] for row in rows]
+        return [(self._plan(sweep["plan"]), msgspec.json.decode(sweep["state"], type=State)) for sweep in kept]
+
+    async def forget(self, id: DataFileId) -> None:
+        datafiles = await self._database.collection("datafiles")
+        with border():
+            # The state first: blocks without one are never read.
+            await self._database.again(lambda: datafiles.update_one({"_id": id}, {"$unset": {"sweep": ""}}))
+            await self._remove(_all_of(id))
+
+
+def _placed(seen: Seen, blocks: Sequence[Incoming], at: str) -> tuple[Appended, list[Row]]:
+    """What becomes of the blocks over the state that was seen."""
+    state, rows, stored = seen.state, [], 0
+    refused: AqDataError | None = None
+    for block in blocks:
+        try:
+            placed = place(seen.plan, state, block.header, at)
+        except AqDataError as exc:
+            refused = exc
+            break
+        if placed is not None:
+            state = placed[0]
+            rows.append(Row(placed[1], block.payload, block.ref))
+        stored += 1
+    return Appended(seen.plan, state, stored, refused), rows
+
+
+def _block_id(id: DataFileId, attempt: str, seq: int) -> str:
+    return f"{id}/{attempt}/{seq:016}"
+
+
+def _seq(row: Fields) -> int:
+    return int(row["_id"][-16:])
+
+
+def _range(id: DataFileId, attempt: str, after: int, through: int = 10**16 - 1) -> Fields:
+    """The blocks at positions after `after`, up to `through`."""
+    return {"_id": {"$gt": _block_id(id, attempt, after), "$lte": _block_id(id, attempt, through)}}
+
+
+def _all_of(id: DataFileId) -> Fields:
+    """Every block under an id, of any opening."""
+    return {"_id": {"$gt": f"{id}/", "$lt": f"{id}0"}}  # 0 follows /
+
+
+def _busy(id: DataFileId) -> UnavailableError:
+    return UnavailableError(f"the sweep {id} is changed by many at once; try again")
+
+
+def _orphan() -> UnavailableError:
+    return UnavailableError("what was sent was collected as an orphan before it was recorded; send it again")
