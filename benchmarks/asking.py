@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import msgspec
 
 import aq_data
+from aq_data.models.paths import parse_path, parse_sort
 from aq_data.models.query import parse_filter
-from aq_data.models.terms import parse_path, parse_sort
 from aq_data.models.values import from_tagged
 from aq_data.storage.metadata.store import MetadataStore
 from benchmarks.questions import PAGE, Answer, Question

@@ -14,7 +14,7 @@ import numpy as np
 
 from aq_data.models.datafile import DataFile, make_id
 from aq_data.models.query import All, Exists
-from aq_data.storage.metadata._sql import SCHEMA_VERSION
+from aq_data.storage.metadata._schema import SCHEMA_VERSION
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.sqlite import SqliteStore
 from aq_data.storage.metadata.store import MetadataStore

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -56,6 +56,10 @@ class Term(NamedTuple):
     value: int | float | str | bytes
 
 
+_term: Callable[[type[Term], tuple[Any, ...]], Term] = tuple.__new__
+_BEYOND = float(1 << 63)
+
+
 def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
 
@@ -100,14 +104,6 @@ def _microseconds(text: str, path: str) -> int:
     return (delta.days * 86400 + delta.seconds) * 1_000_000 + delta.microseconds
 
 
-def _token(scalar: tuple[Kind, int | float | str | bytes]) -> bytes:
-    """A scalar as bytes from which digests of containers are made: equal values, equal bytes."""
-    kind, value = scalar
-    if kind == "number" and isinstance(value, float) and value.is_integer():
-        value = int(value)  # 2.0 and 2 are one number
-    return value if isinstance(value, bytes) else f"{kind}:{value}".encode()
-
-
 def nearest_float(value: float) -> float:
     """What a number beyond 64 bits is ordered by."""
     try:
@@ -133,7 +129,7 @@ def terms(document: Mapping[str, Any]) -> list[Term]:
 
 def comparable(value: Any, path: str) -> tuple[Kind, int | float | str | bytes]:
     """The kind and value by which a tagged JSON value at `path` equals another. QueryError for a bad date."""
-    return _scalar(value, path) or ("whole", _collect(path, value, None))
+    return _scalar(value, path) or ("whole", _collect(path, value, []))
 
 
 def values_at(document: Any, path: str) -> list[Any]:
@@ -175,37 +171,58 @@ def _is_object(value: Any) -> bool:
     return isinstance(value, dict) and tag_of(value) in (None, "$literal")
 
 
-def _collect(path: str, value: Any, found: list[Term] | None) -> bytes:
+def _collect(path: str, value: Any, found: list[Term]) -> bytes:
     """Append the terms of `value` to `found`; bytes that are equal for equal values.
 
-    A container's digest is made from the bytes of its members, so that a document is walked once.
+    A container's digest is made from the bytes of its members, so that a document is walked once. Every save runs through
+    here for each of its settings, hence the tests of exact types and the plain tuples that become terms.
     """
+    kind = type(value)
+    if kind is str and path not in DATE_FIELDS and len(value) < TEXT_PREFIX:
+        found.append(_term(Term, (path, "text", value)))
+        return bytes(b"text:" + value.encode())
+    if kind is float and -_BEYOND <= value < _BEYOND:
+        found.append(_term(Term, (path, "number", value)))
+        return b"number:%d" % int(value) if value.is_integer() else b"number:" + repr(value).encode()  # 2.0 and 2 are one
+    if kind is list:
+        return _collect_list(path, value, found)
+    if kind is dict and tag_of(value) is None:
+        return _collect_object(path, value, found)
     scalar = _scalar(value, path)
-    if scalar is not None:
-        if found is not None:
-            found.append(Term(path, *scalar))
-            if scalar[0] == "whole":
-                found.extend(_approximations(path, value))
-        return _token(scalar)
-    if isinstance(value, list):
-        # Elements stand at the list's own path; those of a list within a list only in its digest.
-        parts = [_collect(path, item, found if not isinstance(item, list) else None) for item in value]
-        if found is not None:
-            found.append(Term(path, "size", len(value)))
-            found.extend(
-                Term(path, "whole", part) for part, item in zip(parts, value, strict=True) if isinstance(item, list)
-            )
-        digest = _digest(b"[" + b"".join(len(part).to_bytes(4) + part for part in parts))
-    else:
-        inner = value["$literal"] if tag_of(value) == "$literal" else value
-        members = sorted(
-            (key.encode(), _collect(f"{path}.{escape_segment(key)}", item, found)) for key, item in inner.items()
-        )
-        digest = _digest(b"{" + b"".join(len(m).to_bytes(4) + m for member in members for m in member))
-        if found is not None and isinstance(inner.get("unit"), str) and "value" in inner:
-            found.extend(_quantities(f"{path}.value", inner["value"], inner["unit"]))
-    if found is not None:
-        found.append(Term(path, "whole", digest))
+    if scalar is None:
+        return _collect_object(path, value["$literal"], found)
+    found.append(_term(Term, (path, *scalar)))
+    if scalar[0] == "whole":
+        found.extend(_approximations(path, value))
+    known = scalar[1]
+    return known if isinstance(known, bytes) else f"{scalar[0]}:{known}".encode()
+
+
+def _collect_list(path: str, value: list[Any], found: list[Term]) -> bytes:
+    """Elements stand at the list's own path; those of a list within a list only in its digest."""
+    parts = []
+    for item in value:
+        inner = isinstance(item, list)
+        part = _collect(path, item, [] if inner else found)
+        parts.append(b"%d:%b" % (len(part), part))
+        if inner:
+            found.append(_term(Term, (path, "whole", part)))
+    digest = _digest(b"[" + b"".join(parts))
+    found.append(_term(Term, (path, "size", len(value))))
+    found.append(_term(Term, (path, "whole", digest)))
+    return digest
+
+
+def _collect_object(path: str, value: dict[str, Any], found: list[Term]) -> bytes:
+    parts = []
+    for key in sorted(value):
+        part = _collect(f"{path}.{escape_segment(key)}", value[key], found)
+        name = key.encode()
+        parts.append(b"%d:%d:%b%b" % (len(name), len(part), name, part))
+    digest = _digest(b"{" + b"".join(parts))
+    if "unit" in value and "value" in value and isinstance(value["unit"], str):
+        found.extend(_quantities(f"{path}.value", value["value"], value["unit"]))
+    found.append(_term(Term, (path, "whole", digest)))
     return digest
 
 

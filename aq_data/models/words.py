@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from aq_data.errors import QueryError
@@ -37,11 +37,10 @@ AROUND = 60
 def words_of(text: str) -> Iterator[str]:
     """The words of a text, folded; repeats included."""
     if text.isascii():
-        for word in _ASCII.findall(text.lower()):
-            yield word[:MAX_WORD]
-        return
-    for run in _RUN.findall(text):
-        yield from _folded(run)
+        yield from (word[:MAX_WORD] for word in _ASCII.findall(text.lower()))
+    else:
+        for run in _RUN.findall(text):
+            yield from _folded(run)
 
 
 def _folded(run: str) -> list[str]:
@@ -63,7 +62,28 @@ def parse_words(text: str) -> tuple[str, ...]:
 
 def document_words(document: Mapping[str, Any]) -> frozenset[str]:
     """Every word a document in its JSON form is found by."""
-    return frozenset(word for _, text in _texts(document) for word in words_of(text))
+    texts: list[str] = []
+    for field, value in document.items():
+        if field not in _UNREAD:
+            _gather(value, texts)
+    for name, settings in _instruments(document):
+        texts += [name, *settings]
+    return frozenset(words_of("\n".join(texts)))
+
+
+def _gather(value: Any, texts: list[str]) -> None:
+    """Append every text in a value; as `_texts_below`, without the paths, for every save runs through here."""
+    if isinstance(value, str):
+        texts.append(value)
+    elif isinstance(value, list):
+        for item in value:
+            _gather(item, texts)
+    elif isinstance(value, dict):
+        tag = tag_of(value)
+        if tag is None or tag == "$literal":
+            for item in (value if tag is None else value["$literal"]).values():
+                if isinstance(item, (str, dict, list)):
+                    _gather(item, texts)
 
 
 def highlights(document: Mapping[str, Any], words: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -100,13 +120,18 @@ def _texts(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for field, value in document.items():
         if field not in _UNREAD:
             yield from _texts_below(field, value)
-    for name, instrument in (document.get("instruments") or {}).items():
+    for name, settings in _instruments(document):
         path = f"instruments.{escape_segment(name)}"
         yield path, name
+        for setting in settings:
+            yield f"{path}.settings.{escape_segment(setting)}", setting
+
+
+def _instruments(document: Mapping[str, Any]) -> Iterator[tuple[str, Iterable[str]]]:
+    """Names of the instruments, each with the names of its settings."""
+    for name, instrument in (document.get("instruments") or {}).items():
         settings = instrument.get("settings") if isinstance(instrument, dict) else None
-        if isinstance(settings, dict):
-            for setting in settings:
-                yield f"{path}.settings.{escape_segment(setting)}", setting
+        yield name, settings if isinstance(settings, dict) else ()
 
 
 def _texts_below(path: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +31,11 @@ _FACET_KINDS = {"number", "text", "bool", "date"}
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the index holds of one document: its rows without the document's position, and its words."""
+    """What the index holds of one document: its words, and its rows without its position, perhaps with repeats."""
 
-    terms: frozenset[tuple[int, Any]]
-    facts: frozenset[tuple[int, Any]]
-    facets: frozenset[tuple[int, Any]]
+    terms: Collection[tuple[int, Any]]
+    facts: Collection[tuple[int, Any]]
+    facets: Collection[tuple[int, Any]]
     words: str
     is_deleted: bool
 
@@ -79,18 +79,15 @@ class TermIndex:
             return
         self._refresh(connection)
         old, new = self._entry(connection, seq, *before), self._entry(connection, seq, *after)
-        connection.executemany(
-            "DELETE FROM terms WHERE p=? AND v=? AND d=?", [(p, v, seq) for p, v in old.terms - new.terms]
-        )
-        connection.executemany(
-            "DELETE FROM facts WHERE d=? AND p=? AND v=?", [(seq, p, v) for p, v in old.facts - new.facts]
-        )
+        terms, facts = (set(old.terms), set(new.terms)), (set(old.facts), set(new.facts))
+        connection.executemany("DELETE FROM terms WHERE p=? AND v=? AND d=?", [(p, v, seq) for p, v in terms[0] - terms[1]])
+        connection.executemany("DELETE FROM facts WHERE d=? AND p=? AND v=?", [(seq, p, v) for p, v in facts[0] - facts[1]])
         if old.words != new.words and old.words:
             connection.execute("INSERT INTO words (words, rowid, text) VALUES ('delete', ?, ?)", (seq, old.words))
-        same = old.terms & new.terms, old.facts & new.facts
-        fresh = Entry(new.terms - same[0], new.facts - same[1], new.facets, new.words * (old.words != new.words), True)
-        self._insert(connection, [(seq, fresh)])
-        self._count(connection, Counter(new.facets - old.facets), Counter(old.facets - new.facets))
+        words = new.words if old.words != new.words else ""
+        self._insert(connection, [(seq, Entry(terms[1] - terms[0], facts[1] - facts[0], (), words, new.is_deleted))])
+        facets = (set(old.facets), set(new.facets))
+        self._count(connection, Counter(facets[1] - facets[0]), Counter(facets[0] - facets[1]))
         self._count_alive(connection, old.is_deleted - new.is_deleted)
 
     def _refresh(self, connection: sqlite3.Connection) -> None:
@@ -104,28 +101,33 @@ class TermIndex:
         """Of a document that cannot be understood nothing, loudly: one must not stop every search."""
         try:
             facts = Facts(msgspec.json.decode(document))
-            found, words = facts.terms, " ".join(sorted(facts.words))
+            found, words = facts.terms, " ".join(facts.words)
         except (ArithmeticError, AqDataError, LookupError, TypeError, ValueError) as exc:
             log.error("a document cannot be indexed and will not be found", exc_info=exc, extra={"fields": {"seq": seq}})
-            return Entry(frozenset(), frozenset(), frozenset(), "", bool(is_deleted))
-        numbered = [(self._path_id(connection, term.path, term.kind), term) for term in found]
-        sign = -1 if is_deleted else 1
-        self._note_multi(connection, Counter(term.path for term in found if term.kind in KIND_ORDER))
-        return Entry(
-            frozenset((sign * p, term.value) for p, term in numbered),
-            frozenset((p, 0 if term.kind == "whole" else term.value) for p, term in numbered),
-            frozenset((p, term.value) for p, term in numbered if term.kind in _FACET_KINDS and not is_deleted),
-            words,
-            bool(is_deleted),
-        )
+            return Entry((), (), (), "", bool(is_deleted))
+        rows: list[tuple[int, Any]] = []
+        facts_rows: list[tuple[int, Any]] = []
+        facets: list[tuple[int, Any]] = []
+        ordered: list[str] = []
+        known = self._path_ids
+        for path, kind, value in found:
+            p = known.get((path, kind)) or self._path_id(connection, path, kind)
+            row = (p, value)
+            rows.append((-p, value) if is_deleted else row)
+            facts_rows.append(row if kind != "whole" else (p, 0))
+            if kind in _FACET_KINDS:
+                facets.append(row)
+            if kind in KIND_ORDER:
+                ordered.append(path)
+        if len(set(ordered)) < len(ordered):
+            self._note_multi(connection, Counter(ordered))
+        return Entry(rows, facts_rows, () if is_deleted else facets, words, bool(is_deleted))
 
     def _path_id(self, connection: sqlite3.Connection, path: str, kind: str) -> int:
-        known = self._path_ids.get((path, kind))
-        if known is None:
-            connection.execute("INSERT OR IGNORE INTO paths (path, kind) VALUES (?, ?)", (path, kind))
-            row = connection.execute("SELECT p FROM paths WHERE path=? AND kind=?", (path, kind)).fetchone()
-            known = self._path_ids[path, kind] = int(row[0])
-        return known
+        connection.execute("INSERT OR IGNORE INTO paths (path, kind) VALUES (?, ?)", (path, kind))
+        row = connection.execute("SELECT p FROM paths WHERE path=? AND kind=?", (path, kind)).fetchone()
+        p = self._path_ids[path, kind] = int(row[0])
+        return p
 
     def _note_multi(self, connection: sqlite3.Connection, counts: Counter[str]) -> None:
         for path in [path for path, count in counts.items() if count > 1 and path not in self._multi]:
@@ -134,12 +136,12 @@ class TermIndex:
 
     def _put(self, connection: sqlite3.Connection, entries: list[tuple[int, Entry]]) -> None:
         self._insert(connection, entries)
-        self._count(connection, Counter(facet for _, entry in entries for facet in entry.facets), Counter())
+        self._count(connection, Counter(facet for _, entry in entries for facet in set(entry.facets)), Counter())
         self._count_alive(connection, sum(not entry.is_deleted for _, entry in entries))
 
     def _insert(self, connection: sqlite3.Connection, entries: Iterable[tuple[int, Entry]]) -> None:
         terms = [(p, v, seq) for seq, entry in entries for p, v in entry.terms]
-        terms.sort(key=_first)  # pages in turn
+        terms.sort()  # pages in turn
         connection.executemany("INSERT OR IGNORE INTO terms (p, v, d) VALUES (?, ?, ?)", terms)
         facts = [(seq, p, v) for seq, entry in entries for p, v in entry.facts]
         connection.executemany("INSERT OR IGNORE INTO facts (d, p, v) VALUES (?, ?, ?)", facts)
@@ -175,7 +177,3 @@ class TermIndex:
 
     def _count_alive(self, connection: sqlite3.Connection, more: int) -> None:
         connection.execute("UPDATE progress SET value=value+? WHERE name='alive'", (more,))
-
-
-def _first(row: tuple[int, Any, int]) -> int:
-    return row[0]
