@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,6 @@ from urllib.parse import parse_qs
 from bson.errors import BSONError
 from pymongo import AsyncMongoClient
 from pymongo.errors import (
-    ConfigurationError,
     ConnectionFailure,
     CursorNotFound,
     DocumentTooLarge,
@@ -69,13 +69,18 @@ def border() -> Iterator[None]:
 
 def open_client(url: str) -> AsyncMongoClient[dict[str, Any]]:
     """A client that connects when first used. ConfigError, without the address in it, when that cannot be one."""
-    try:
-        given = {option.lower() for option in parse_qs(url.partition("?")[2])}
-        return AsyncMongoClient(url, **{key: value for key, value in DEFAULTS.items() if key.lower() not in given})
-    except (PyMongoError, ValueError, TypeError, OSError) as exc:
-        # Its words may quote the address, in which a password may stand.
-        kind = "an option of it is wrong" if isinstance(exc, ConfigurationError) else "it cannot be read"
-        raise ConfigError(
-            f"server.mongo is no MongoDB address ({kind}); it looks like mongodb://user:password@host:27017/?tls=true, "
-            "with the special characters of a password percent-encoded"
-        ) from None
+    given = {option.lower() for option in parse_qs(url.partition("?")[2])}
+    defaults = {key: value for key, value in DEFAULTS.items() if key.lower() not in given}
+    problem = "it begins with mongodb:// or mongodb+srv://"
+    if url.startswith(("mongodb://", "mongodb+srv://")):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # the driver would go on without an option that it does not understand
+                return AsyncMongoClient(url, **defaults)
+        except (PyMongoError, UserWarning, ValueError, TypeError, OSError) as exc:
+            # Its words may quote the address, in which a password may stand.
+            problem = f"the driver says {type(exc).__name__}: an option, a name or a file in it is wrong"
+    raise ConfigError(
+        f"server.mongo is no MongoDB address ({problem}); one looks like mongodb://user:password@host:27017/?tls=true, with "
+        "the special characters of a password percent-encoded"
+    )
