@@ -100,6 +100,8 @@ class Http:
                 raise UnavailableError("this client was closed; connect again")
             try:
                 response = self.client.send(self._build(method, path, body, options), stream=True)
+                if not response.is_success:
+                    response.read()  # a refusal that breaks off has not said what it refuses: it counts as no answer
             except (httpx.HTTPError, httpx.InvalidURL) as exc:
                 not_sent = isinstance(exc, (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout))
                 if last or isinstance(exc, (httpx.UnsupportedProtocol, httpx.InvalidURL)) or not (repeatable or not_sent):
@@ -130,9 +132,8 @@ class Http:
 
     def _error(self, response: httpx.Response) -> AqDataError:
         try:
-            response.read()
             problem = msgspec.json.decode(response.content, type=_Problem)
-        except (httpx.HTTPError, msgspec.DecodeError):
+        except msgspec.DecodeError:
             cls = UnavailableError if response.status_code in (502, 503, 504) else StorageError  # a proxy before the server
             return cls(f"{response.request.method} {response.request.url} was answered {response.status_code}")
         finally:

@@ -17,6 +17,7 @@ from aq_data.models.structs import resolve
 from aq_data.models.values import check_value, format_instant, parse_instant, tag_of
 
 __all__ = [
+    "FORMAT",
     "SERVER_FIELDS",
     "TRANSITIONS",
     "TYPED_FIELDS",
@@ -40,6 +41,9 @@ DataFileId = str
 State = Literal["open", "complete", "abandoned", "archived", "deleted"]
 Kind = Literal["measurement", "mask", "em_simulation", "generic"]
 Flag = Literal["none", "orange", "red", "purple", "blue", "yellow", "green", "gray"]
+
+FORMAT = 1
+"""Version of the form of documents that this program writes, and the newest it reads."""
 
 TRANSITIONS: dict[str, dict[str, State]] = {
     "open": {"finish": "complete", "abandon": "abandoned", "delete": "deleted"},
@@ -133,7 +137,7 @@ class DataFile(Typed, kw_only=True, forbid_unknown_fields=True):
     """Present when it was measured as a sweep."""
     path: str = ""
     """Where `arrays.zarr` lies: a folder path or a bucket address that any Zarr reader takes."""
-    format: int = 1
+    format: int = FORMAT
     """Version of this document's form."""
 
 

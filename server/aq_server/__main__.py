@@ -109,6 +109,10 @@ def make_parser() -> argparse.ArgumentParser:
     reindex = add("reindex", "operator", "rebuild a lost database from the blobs")
     _server_flags(reindex)
     reindex.add_argument("--json", action="store_true", help="print JSON lines")
+    migrate = add("migrate", "operator", "bring the database of an older version up to this one; makes a backup first")
+    _server_flags(migrate)
+    migrate.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
+    migrate.add_argument("--json", action="store_true", help="print JSON")
     _add_token(add("token", "operator", "create, list and revoke access tokens"))
     return parser
 

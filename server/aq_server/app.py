@@ -52,7 +52,10 @@ from aq_server.service.sweep_parts import SweepParts
 from aq_server.service.sweeps import Sweeps
 from aq_server.service.tokens import Tokens
 
-__all__ = ["Application", "Stores", "build_app", "open_stores"]
+__all__ = ["DATABASE", "Application", "Stores", "build_app", "open_stores"]
+
+DATABASE = "metadata.sqlite"
+"""Name of the database in the data folder."""
 
 
 _ROUTES = [
@@ -103,7 +106,7 @@ def open_stores(config: ServerConfig) -> Stores:
     blobs = FolderBlobs(folder / "blobs")
     scratch = folder / "scratch"
     scratch.mkdir(exist_ok=True)
-    metadata = _open_mongo(address, config) if address is not None else SqliteStore(folder / "metadata.sqlite")
+    metadata = _open_mongo(address, config) if address is not None else SqliteStore(folder / DATABASE)
     return Stores(metadata, ArrayStore(blobs, scratch))
 
 

@@ -319,6 +319,15 @@ def test_a_download_over_a_breaking_wire_is_whole_or_not_there(wire, far, near, 
     assert [path for path in tmp_path.iterdir() if path.suffix == ".part"] == []
 
 
+@pytest.mark.parametrize("after", [0, 20, 150, 260, 350, 400])
+def test_a_refusal_that_breaks_off_is_asked_for_again(wire, far, after):
+    """Cut anywhere in its answer, the refusal still arrives as what it is."""
+    for ask in (lambda: far.get(make_id(1, bytes(10))), lambda: next(iter(far.follow(make_id(1, bytes(10)))))):
+        wire.arm(Fault(CUT_ANSWER, after))
+        with pytest.raises(NotFoundError, match="there is no"):
+            ask()
+
+
 def test_a_late_answer_is_waited_for(wire, far):
     """A slow wire is not a broken one."""
     wire.arm(Fault(DELAY, 400))

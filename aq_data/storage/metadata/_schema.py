@@ -8,6 +8,8 @@ the same the other way round: what a given document has, with 0 in place of dige
 
 from __future__ import annotations
 
+from aq_data.models.datafile import FORMAT
+
 __all__ = [
     "BLOCK_HEADERS",
     "BLOCK_ROWS",
@@ -39,9 +41,10 @@ PRAGMAS = (
 )
 
 RECORDS = (
-    # `indexed`: the last position in order of saving that is in the index; `alive`: how many of those are not deleted.
+    # `indexed`: the last position in order of saving that is in the index; `alive`: how many of those are not deleted;
+    # `format`: the newest form of documents.
     "CREATE TABLE IF NOT EXISTS progress (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",
-    "INSERT OR IGNORE INTO progress VALUES ('indexed', 0), ('alive', 0)",
+    f"INSERT OR IGNORE INTO progress VALUES ('indexed', 0), ('alive', 0), ('format', {FORMAT})",
     """CREATE TABLE IF NOT EXISTS datafiles (
         seq INTEGER PRIMARY KEY,
         id TEXT NOT NULL UNIQUE,

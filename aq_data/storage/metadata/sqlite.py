@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from aq_data.errors import ConfigError, ConflictError, QueryError, UnavailableError
-from aq_data.models.datafile import DataFile, DataFileId
+from aq_data.models.datafile import FORMAT, DataFile, DataFileId
 from aq_data.models.paths import SortKey
 from aq_data.models.query import Node
 from aq_data.models.values import format_instant
@@ -94,7 +94,10 @@ class SqliteStore(MetadataStore):
         if version < SCHEMA_VERSION:
             for statement in SCHEMA:
                 connection.execute(statement)
+        newest = connection.execute("SELECT value FROM progress WHERE name='format'").fetchone()[0]
         connection.execute("COMMIT")
+        if newest > FORMAT:
+            raise ConfigError(f"{self._path} has documents of form {newest}, this aq-data reads {FORMAT}; use a newer one")
 
     @contextmanager
     def _reader(self) -> Iterator[sqlite3.Connection]:

@@ -16,11 +16,12 @@ from typing import Any
 import msgspec
 
 from aq_data.errors import ConfigError, ValidationError
-from aq_server.app import Stores, open_stores
+from aq_data.storage.metadata.migration import migrate
+from aq_server.app import DATABASE, Stores, open_stores
 from aq_server.config import load_config
 from aq_server.service.tokens import redacted
 
-__all__ = ["run_gc", "run_reindex", "run_token", "run_verify"]
+__all__ = ["run_gc", "run_migrate", "run_reindex", "run_token", "run_verify"]
 
 _AGE = re.compile(r"(\d{1,9})([smhd])", re.ASCII)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -38,6 +39,11 @@ def parse_age(text: str) -> timedelta:
         return timedelta(**{_UNITS[match[2]]: int(match[1])})
     except OverflowError as exc:
         raise ValidationError(f"the age {text!r} is longer than any clock counts") from exc
+
+
+def _folder(options: argparse.Namespace) -> Path:
+    path = Path(options.config) if options.config else None
+    return Path(load_config(path, os.environ, {"data": options.data}).server.data).expanduser()
 
 
 def _run(options: argparse.Namespace, work: Callable[[Stores], Awaitable[int]], *, must_exist: bool = True) -> int:
@@ -116,6 +122,22 @@ def run_reindex(options: argparse.Namespace) -> int:
         return 0
 
     return _run(options, work)
+
+
+def run_migrate(options: argparse.Namespace) -> int:
+    def told(done: int, of: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{done} of {of} documents indexed", end="" if done < of else "\n", file=sys.stderr)
+
+    migration = migrate(_folder(options) / DATABASE, dry_run=options.dry_run, told=told)
+    lines = [f"version {migration.version} -> {migration.target}, {migration.records} DataFiles"]
+    lines += [f"{'would ' if options.dry_run else ''}{step}" for step in migration.steps]
+    if migration.backup is not None:
+        lines.append(f"the database as it was: {migration.backup}; moved back in place it is the way back")
+    if not migration.steps:
+        lines = [f"nothing to do: the database is of version {migration.version}"]
+    _print(migration, options.json, "\n".join(lines))
+    return 0
 
 
 def run_token(options: argparse.Namespace) -> int:
