@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,15 +50,28 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest
 
 @pytest.fixture(scope="session")
 def mongo() -> Iterator[str]:
-    """The address of a MongoDB for this run. Each test takes databases of its own (`mongo_database`)."""
+    """The address of a MongoDB for this run."""
     with mongo_service.running() as url:
         yield url
 
 
+@pytest.fixture(scope="session")
+def _mongo_room(mongo: str) -> Iterator[mongo_service.Room]:
+    with mongo_service.Room(mongo) as room:
+        yield room
+
+
 @pytest.fixture
-def mongo_database() -> str:
-    """The name of a database that no other test uses."""
-    return f"test-{uuid.uuid4().hex[:12]}"
+def mongo_room(_mongo_room: mongo_service.Room) -> mongo_service.Room:
+    """An empty database, by `name`, which `clear` empties again."""
+    _mongo_room.clear()
+    return _mongo_room
+
+
+@pytest.fixture
+def mongo_database(mongo_room: mongo_service.Room) -> str:
+    """The name of an empty database."""
+    return mongo_room.name
 
 
 @pytest.fixture

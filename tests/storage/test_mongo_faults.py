@@ -12,6 +12,7 @@ from services.mongo import IN_DOCKER, Engine
 from sweep_suite import append, everything, new_sweep, opened, seqs, step, steps
 
 from aq_data.errors import AqDataError, ConflictError, CorruptionError, NotFoundError, UnavailableError
+from aq_data.models.datafile import SweepInfo
 from aq_data.models.query import parse_filter
 from aq_data.models.sweep import Block, Ending, Piece, place
 from aq_data.storage.metadata import mongo as mongo_store
@@ -37,14 +38,14 @@ def proxy(mongo):
 
 @pytest.fixture
 def open_store(proxy, mongo_database):
-    return lambda name: MongoStore(proxy.url, f"{mongo_database}-{name}")
+    return lambda name: MongoStore(proxy.url, mongo_database)
 
 
 @pytest.fixture
 def behind(mongo, mongo_database):
     """The database of `open_store("one")` without the store."""
     with pymongo.MongoClient(mongo) as client:
-        yield client[f"{mongo_database}-one"]
+        yield client[mongo_database]
 
 
 # --- lost answers ----------------------------------------------------------------------------------------------------------
@@ -95,18 +96,14 @@ def test_a_replace_without_an_answer_takes_effect_once(open_store, proxy, is_req
     within(open_store, body)
 
 
-def test_a_replace_whose_effect_cannot_be_told_says_so(open_store, proxy, behind):
+def test_a_replace_whose_effect_cannot_be_told_says_so(open_store, proxy, behind, monkeypatch):
     """Somebody went on over it meanwhile: neither yes nor no would be true for certain."""
+    monkeypatch.setattr(mongo_store, "PAUSE", 0.3)
 
     async def body(store):
         one = record()
         await store.insert(one)
         proxy.lose("update", "datafiles")
-        original = MongoStore.kept
-
-        async def late(self, record):
-            return await original(self, record)
-
         task = asyncio.create_task(store.replace(changed(one, name="mine"), 1))
         while proxy.waits:
             await asyncio.sleep(0)
@@ -114,12 +111,7 @@ def test_a_replace_whose_effect_cannot_be_told_says_so(open_store, proxy, behind
         with pytest.raises(UnavailableError, match="cannot be told"):
             await task
 
-    monkey = pytest.MonkeyPatch()
-    monkey.setattr(mongo_store, "PAUSE", 0.3)
-    try:
-        within(open_store, body)
-    finally:
-        monkey.undo()
+    within(open_store, body)
 
 
 @pytest.mark.parametrize(("command", "collection"), [("insert", "blocks"), ("update", "datafiles")])
@@ -183,8 +175,6 @@ def test_a_change_of_an_open_sweep_without_an_answer_is_noted_once(open_store, p
 
     async def body(store):
         one, plan, state = new_sweep()
-        from aq_data.models.datafile import SweepInfo
-
         one = changed(one, sweep=SweepInfo())
         await store.sweeps.open(one, plan, state, [])
         await append(store, plan, step("w", 1))

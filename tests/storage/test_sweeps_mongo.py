@@ -14,4 +14,4 @@ class TestMongo(DurableSweepLogTests):
 
     @pytest.fixture
     def open_store(self, mongo, mongo_database):
-        return lambda name: MongoStore(mongo, f"{mongo_database}-{name}")
+        return lambda name: MongoStore(mongo, mongo_database)

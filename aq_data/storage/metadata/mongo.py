@@ -21,13 +21,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import msgspec
-from pymongo import AsyncMongoClient, ReadPreference, UpdateOne
+from pymongo import AsyncMongoClient, IndexModel, ReadPreference, UpdateOne
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import ConnectionFailure, DuplicateKeyError, ServerSelectionTimeoutError
 
 from aq_data.errors import ConfigError, UnavailableError
-from aq_data.models.datafile import DataFileId
+from aq_data.models.datafile import FORMAT, DataFileId
 from aq_data.models.paths import SortKey
 from aq_data.models.query import Node
 from aq_data.storage.metadata._mongo_border import border, open_client
@@ -73,17 +73,18 @@ class MongoStore(MetadataStore):
         # Whatever the address says: a member that lags behind would not have what was acknowledged.
         database = self._client.get_database(self._name, read_preference=ReadPreference.PRIMARY)
         with border():
-            schema = {"$setOnInsert": {"version": SCHEMA_VERSION}}
-            await database["meta"].update_one({"_id": "schema"}, schema, upsert=True)
-            found = await database["meta"].find_one({"_id": "schema"})
-            if found is None or found["version"] > SCHEMA_VERSION:
-                version = found and found["version"]
-                raise ConfigError(
-                    f"the database {self._name!r} has schema version {version}, this aq-data reads {SCHEMA_VERSION}; "
-                    "use the one that made it"
-                )
-            for name, keys, options in INDEXES:
-                await database["datafiles"].create_index(keys, name=name, **options)
+            versions = {"version": SCHEMA_VERSION, "format": FORMAT}
+            await database["meta"].update_one({"_id": "schema"}, {"$setOnInsert": versions}, upsert=True)
+            found = await database["meta"].find_one({"_id": "schema"}) or {}
+            for key, known in versions.items():
+                if found[key] > known:
+                    raise ConfigError(
+                        f"the database {self._name!r} is of {key} {found[key]}, this aq-data reads {known}; use the one "
+                        "that made it"
+                    )
+            await database["datafiles"].create_indexes(
+                [IndexModel(keys, name=name, **options) for name, keys, options in INDEXES]
+            )
             await database["tokens"].create_index([("hash", 1)], name="hash", unique=True)
             await database["kinds"].create_index([("path", 1)], name="path")
         return database
