@@ -34,7 +34,7 @@ services: .venv/bin/python ## fetch what test-services needs into .cache, once
 	@$(BIN)/python tests/services/fetch.py
 
 test-services: $(INSTALLED_DEV) ## the tests against real services; a service that is not there is a failure
-	@AQ_DATA_SERVICES=required $(BIN)/python -m pytest -m services
+	@AQ_DATA_SERVICES=required $(BIN)/python -m pytest -m services -n auto --dist worksteal
 
 check: $(INSTALLED_DEV) ## linters, types, import contracts
 	@$(BIN)/ruff check .

@@ -20,6 +20,7 @@ class CuttingProxy:
         self._target = (parts.hostname, parts.port)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = url.replace(f"{parts.hostname}:{parts.port}", f"127.0.0.1:{self._listener.getsockname()[1]}")
+        self.url += ("&" if parts.query else "/?") + "serverMonitoringMode=poll"  # each answer belongs to a request
         self._to_lose: list[tuple[str, str, bool]] = []
         self._sockets: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import uuid
 
 import bson.errors
 import pymongo
@@ -171,21 +172,24 @@ def stages(plan):
     return found
 
 
+@pytest.fixture(scope="module")
+def filled(mongo):
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    rows = [
+        record(name=f"n{i:03}", metadata={"chip": f"C{i % 50}", "power": i - 30, "odd": i % 2, "log": [i, i + 1]})
+        for i in range(600)
+    ]
+
+    async def body(store):
+        await asyncio.gather(*(store.insert(one) for one in rows))
+
+    within(lambda _: MongoStore(mongo, name), body)
+    with pymongo.MongoClient(mongo) as client:
+        yield client[name]
+
+
 class TestIndexes:
     """What the documentation calls fast reads what it needs from an index, and how much does not grow with the rest."""
-
-    @pytest.fixture
-    def filled(self, open_store, behind):
-        rows = [
-            record(name=f"n{i:03}", metadata={"chip": f"C{i % 50}", "power": i - 30, "odd": i % 2, "log": [i, i + 1]})
-            for i in range(600)
-        ]
-
-        async def body(store):
-            await asyncio.gather(*(store.insert(one) for one in rows))
-
-        within(open_store, body)
-        return behind
 
     def explained(self, database, pipeline, **options):
         command = {"aggregate": "datafiles", "pipeline": pipeline, "cursor": {}, **options}

@@ -30,11 +30,12 @@ from weakref import WeakValueDictionary
 
 import msgspec
 from pymongo.asynchronous.collection import AsyncCollection
-from pymongo.errors import BulkWriteError, ConnectionFailure, ServerSelectionTimeoutError
+from pymongo.errors import ConnectionFailure, ServerSelectionTimeoutError
 
 from aq_data.errors import AqDataError, CorruptionError, NotFoundError, UnavailableError
 from aq_data.models.datafile import DataFileId
 from aq_data.models.sweep import Ending, Placed, Plan, State, place, seal
+from aq_data.storage.metadata._mongo_blocks import Blocks, Fields, position_of
 from aq_data.storage.metadata._mongo_border import border
 from aq_data.storage.metadata._mongo_records import Stored, make_mark
 from aq_data.storage.metadata.record import Record
@@ -43,7 +44,6 @@ from aq_data.storage.metadata.sweeplog import Appended, Incoming, Row, SweepLog,
 __all__ = ["MongoSweeps"]
 
 T = TypeVar("T")
-Fields = dict[str, Any]
 
 replace = msgspec.structs.replace
 
@@ -51,7 +51,6 @@ TRIES = 100
 """How often a step starts over when others were faster; servers that fold and append at once meet a few times a second."""
 PATIENCE = 0.02
 """Seconds that whoever holds a position is given to finish, the first time."""
-DUPLICATE_KEY = 11000
 FOUND = {"sweep": 1, "deleted": 1, "revision": 1, "barred": 1, "by": 1}
 
 
@@ -83,7 +82,7 @@ class MongoSweeps(SweepLog):
     """Steps of one process on one sweep take turns, so that they meet only those of other processes."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self._database, self._blocks = database, Blocks(database)
         self._locks: WeakValueDictionary[DataFileId, asyncio.Lock] = WeakValueDictionary()
         self._plans: dict[bytes, Plan] = {}
 
@@ -172,10 +171,10 @@ class MongoSweeps(SweepLog):
         }
         with border():
             if first:
-                await self._put(plan, first, mark)  # the attempt is this opening's own, so no other is in the way
+                await self._blocks.put(plan, first, mark)  # the attempt is this opening's own, so no other is in the way
             existing = await self._database.publish(record, {"sweep": sweep}, tuple(row.ref for row in first if row.ref))
             if existing is not None and existing.attempt != plan.attempt:
-                await self._remove(_range(plan.id, plan.attempt, 0))
+                await self._blocks.remove(plan, 0)
         return existing
 
     async def replace(self, record: Record, expected_revision: int, publishes: str) -> bool:
@@ -218,7 +217,7 @@ class MongoSweeps(SweepLog):
                     if not seen.barred.isdisjoint(refs):
                         raise _orphan()
                     mark = make_mark()
-                    if not await self._put(seen.plan, rows, mark):
+                    if not await self._blocks.put(seen.plan, rows, mark):
                         await self._clear_the_way(seen, PATIENCE * 2 ** min(tried, 6))
                         continue
                     if await self._commit(seen, appended.state, **({"barred": {"$nin": refs}} if refs else {})):
@@ -226,54 +225,18 @@ class MongoSweeps(SweepLog):
                     await self._withdraw(seen, mark)
         raise _busy(id)
 
-    async def _put(self, plan: Plan, rows: Sequence[Row], mark: bytes) -> bool:
-        """Put blocks in their places; False when another's block stands in one of them."""
-        blocks = await self._database.collection("blocks")
-        documents = [
-            {
-                "_id": _block_id(plan.id, plan.attempt, row.placed.seq),
-                "header": msgspec.json.encode(row.placed),
-                "size": sum(region.nbytes for region in row.placed.variables),
-                "payload": row.payload,
-                "ref": row.ref,
-                "by": mark,
-            }
-            for row in rows
-        ]
-
-        async def attempt() -> bool:
-            try:
-                await blocks.insert_many(documents, ordered=False)
-            except BulkWriteError as exc:
-                if any(error["code"] != DUPLICATE_KEY for error in (exc.details or {}).get("writeErrors", ())):
-                    raise
-                mine = {"_id": {"$in": [document["_id"] for document in documents]}, "by": mark}
-                return await blocks.count_documents(mine) == len(documents)
-            return True
-
-        if await self._database.again(attempt):
-            return True
-        await self._remove({**_range(plan.id, plan.attempt, rows[0].placed.seq - 1), "by": mark})
-        return False
-
     async def _withdraw(self, seen: Seen, mark: bytes) -> None:
         """Remove blocks whose state was not written, once it cannot be any more."""
         now = await self._load(seen.plan.id)
         if now.version != seen.version:
-            await self._remove({**_range(seen.plan.id, seen.plan.attempt, now.state.head), "by": mark})
+            await self._blocks.remove(seen.plan, now.state.head, marks=[mark])
 
     async def _clear_the_way(self, seen: Seen, patience: float) -> None:
         """Blocks stand beyond the head: let their writer finish, or, when it does not, see to it that it cannot."""
-        id, attempt, head = seen.plan.id, seen.plan.attempt, seen.state.head
         await asyncio.sleep(patience * (1 + random.random()))  # noqa: S311
-        blocks = await self._database.collection("blocks")
-        left = {row["by"] async for row in blocks.find(_range(id, attempt, head), {"by": 1})}
+        left = await self._blocks.marks(seen.plan, seen.state.head)
         if left and await self._commit(seen, seen.state):
-            await self._remove({**_range(id, attempt, head), "by": {"$in": list(left)}})
-
-    async def _remove(self, where: Fields) -> None:
-        blocks = await self._database.collection("blocks")
-        await self._database.again(lambda: blocks.delete_many(where))
+            await self._blocks.remove(seen.plan, seen.state.head, marks=left)
 
     async def seal(self, id: DataFileId, outcome: Literal["complete", "abandoned"], ending: Ending, at: str) -> State:
         async def step(seen: Seen) -> tuple[State, State]:
@@ -285,52 +248,33 @@ class MongoSweeps(SweepLog):
     # --- reading -----------------------------------------------------------------------------------------------------
 
     async def tail(self, id: DataFileId, after: int = 0, limit_bytes: int | None = None) -> Tail:
-        seen, found = await self._looked(id, after, limit_bytes, None, {"header": 1, "size": 1, "payload": 1, "ref": 1})
-        rows = [Row(msgspec.json.decode(row["header"], type=Placed), bytes(row["payload"]), row["ref"]) for row in found]
+        seen, found = await self._looked(id, after, limit_bytes, None, ("header", "size", "payload", "ref"))
+        rows = [Row(msgspec.json.decode(row["header"], type=Placed), row["payload"], row["ref"]) for row in found]
         return Tail(seen.plan, seen.state, tuple(rows))
 
     async def headers(self, id: DataFileId, after: int, limit: int) -> tuple[State, list[tuple[int, bytes]]]:
-        seen, found = await self._looked(id, after, None, limit, {"header": 1})
-        return seen.state, [(_seq(row), bytes(row["header"])) for row in found]
+        seen, found = await self._looked(id, after, None, limit, ("header",))
+        return seen.state, [(position_of(row), row["header"]) for row in found]
 
     async def _looked(
-        self, id: DataFileId, after: int, limit_bytes: int | None, limit: int | None, fields: Fields
+        self, id: DataFileId, after: int, limit_bytes: int | None, limit: int | None, fields: Sequence[str]
     ) -> tuple[Seen, list[Fields]]:
         """A sweep and its blocks beyond max(`after`, what is folded), as of one moment."""
-        blocks = await self._database.collection("blocks")
-        before: Seen | None = None
+        folded = -1
         with border():
             for _ in range(TRIES):
                 seen = await self._load(id)
                 start, head = max(after, seen.state.folded), seen.state.head
                 through = head if limit is None else min(head, start + limit)
-                found = await self._blocks(blocks, seen.plan, start, through, limit_bytes, fields) if through > start else []
-                is_whole = bool(limit_bytes is not None and found) or len(found) == max(0, through - start)
-                if is_whole and [_seq(row) for row in found] == list(range(start + 1, start + 1 + len(found))):
+                found = await self._blocks.read(seen.plan, start, through, limit_bytes, fields)
+                is_cut = limit_bytes is not None and bool(found)
+                wanted = range(start + 1, start + 1 + len(found) if is_cut else through + 1)
+                if [position_of(row) for row in found] == list(wanted):
                     return seen, found
-                if before is not None and before.state.folded == seen.state.folded:
+                if folded == seen.state.folded:
                     raise CorruptionError(f"blocks of the sweep {id} beyond {start} are missing from the database")
-                before = seen
+                folded = seen.state.folded
         raise _busy(id)
-
-    async def _blocks(
-        self,
-        blocks: AsyncCollection[Fields],
-        plan: Plan,
-        start: int,
-        through: int,
-        limit_bytes: int | None,
-        fields: Fields,
-    ) -> list[Fields]:
-        rows: list[Fields] = []
-        size = 0
-        async with blocks.find(_range(plan.id, plan.attempt, start, through), fields).sort("_id", 1) as found:
-            async for row in found:
-                size += row.get("size", 0)
-                if rows and limit_bytes is not None and size > limit_bytes:
-                    break
-                rows.append(row)
-        return rows
 
     # --- leases and folds ----------------------------------------------------------------------------------------------
 
@@ -354,26 +298,17 @@ class MongoSweeps(SweepLog):
             state = seen.state
             if state.token != token or folded < state.folded:
                 return state, False
-            left = await self._bytes(seen.plan, folded, state.head)
+            left = await self._blocks.size(seen.plan, folded, state.head)
             return replace(state, folded=folded, manifest=manifest, unfolded_bytes=left, folded_at=at), True
 
         return await self._step(id, step)
-
-    async def _bytes(self, plan: Plan, after: int, through: int) -> int:
-        if through <= after:
-            return 0
-        blocks = await self._database.collection("blocks")
-        among = _range(plan.id, plan.attempt, after, through)
-        found = await blocks.aggregate([{"$match": among}, {"$group": {"_id": None, "size": {"$sum": "$size"}}}])
-        rows = await found.to_list()
-        return int(rows[0]["size"]) if rows else 0
 
     async def drop(self, id: DataFileId, through: int) -> None:
         with border():
             seen = await self._load(id)
             last = min(through, seen.state.folded)
             if last > 0:
-                await self._remove(_range(id, seen.plan.attempt, 0, last))
+                await self._blocks.remove(seen.plan, 0, last)
 
     # --- the end -------------------------------------------------------------------------------------------------------
 
@@ -395,7 +330,7 @@ class MongoSweeps(SweepLog):
                         more = {"$set": {**kept.fields, "by": mark}, "$unset": kept.removed}
                         if not await self._commit(seen, ended, more, revision=expected_revision):
                             continue
-                    await self._remove(_all_of(id))  # what a crash after the last fold left, or one before its commit
+                    await self._blocks.remove_all(id)  # what a crash after the last fold left, or one before its commit
                     return "ended"
         raise _busy(id)
 
@@ -418,7 +353,7 @@ class MongoSweeps(SweepLog):
         with border():
             # The state first: blocks without one are never read.
             await self._database.again(lambda: datafiles.update_one({"_id": id}, {"$unset": {"sweep": ""}}))
-            await self._remove(_all_of(id))
+            await self._blocks.remove_all(id)
 
 
 def _placed(seen: Seen, blocks: Sequence[Incoming], at: str) -> tuple[Appended, list[Row]]:
@@ -436,24 +371,6 @@ def _placed(seen: Seen, blocks: Sequence[Incoming], at: str) -> tuple[Appended, 
             rows.append(Row(placed[1], block.payload, block.ref))
         stored += 1
     return Appended(seen.plan, state, stored, refused), rows
-
-
-def _block_id(id: DataFileId, attempt: str, seq: int) -> str:
-    return f"{id}/{attempt}/{seq:016}"
-
-
-def _seq(row: Fields) -> int:
-    return int(row["_id"][-16:])
-
-
-def _range(id: DataFileId, attempt: str, after: int, through: int = 10**16 - 1) -> Fields:
-    """The blocks at positions after `after`, up to `through`."""
-    return {"_id": {"$gt": _block_id(id, attempt, after), "$lte": _block_id(id, attempt, through)}}
-
-
-def _all_of(id: DataFileId) -> Fields:
-    """Every block under an id, of any opening."""
-    return {"_id": {"$gt": f"{id}/", "$lt": f"{id}0"}}  # 0 follows /
 
 
 def _busy(id: DataFileId) -> UnavailableError:
