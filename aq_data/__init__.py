@@ -14,20 +14,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aq_data import errors
+    from aq_data.client.bulk import Result
     from aq_data.client.client import Client
     from aq_data.client.datafile import DataFile, Hits
     from aq_data.client.live import Event
     from aq_data.client.sweeps import Sweep
     from aq_data.connecting import connect
+    from aq_data.models.difference import MISSING
 
-__all__ = ["Client", "DataFile", "Event", "Hits", "Sweep", "connect", "errors"]
+__all__ = ["MISSING", "Client", "DataFile", "Event", "Hits", "Result", "Sweep", "connect", "errors"]
 
 # `connect` lives in `connecting`: a module of its own name would take the function's place once imported.
 _HOMES = {
+    "MISSING": "aq_data.models.difference",
     "Client": "aq_data.client.client",
     "DataFile": "aq_data.client.datafile",
     "Event": "aq_data.client.live",
     "Hits": "aq_data.client.datafile",
+    "Result": "aq_data.client.bulk",
     "Sweep": "aq_data.client.sweeps",
     "connect": "aq_data.connecting",
 }

@@ -5,35 +5,47 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from aq_data.client.bulk import Result, delete_many, get_many, save_many, update_many
+from aq_data.client.comparing import Comparison, Differences, History
 from aq_data.client.connections import Source, release
 from aq_data.client.datafile import DataFile, Hits
 from aq_data.client.declaring import declare_sweep
-from aq_data.client.http import TRIES, Body, Http, decoded
+from aq_data.client.http import TRIES, Http, decoded
 from aq_data.client.live import Delivered, Event, deliver_in_background, deliver_left_behind, follow
-from aq_data.client.outgoing import OutgoingArray, OutgoingFile, outgoing_arrays, outgoing_files
-from aq_data.client.progress import progress
+from aq_data.client.outgoing import outgoing_save, tagged_fields
 from aq_data.client.spools import is_being_delivered, spool_root
 from aq_data.client.sweeps import Sweep, new_spool, spool_opening
 from aq_data.errors import ConflictError, NotFoundError, UnavailableError, ValidationError
 from aq_data.models.datafile import TYPED_FIELDS, check_id, make_id
 from aq_data.models.sweep import NewSweep, NewSweepArray, check_new_sweep
-from aq_data.models.values import format_instant, from_tagged, to_tagged
-from aq_data.wire.codec import JSON, MultipartBody, Part
-from aq_data.wire.routes import COUNT, DATAFILES, DISTINCT, SEARCH, datafile_path, sweep_path
+from aq_data.models.values import from_tagged, to_tagged
+from aq_data.wire.routes import (
+    COMPARE,
+    COUNT,
+    DATAFILES,
+    DISTINCT,
+    datafile_path,
+    diff_path,
+    revert_path,
+    revisions_path,
+    sweep_path,
+)
 
 __all__ = ["Client"]
 
 DELIVERING_SECONDS = 60.0
 """`close` waits so long for what is being delivered; the rest stays in the spool."""
 WAIT_SECONDS = 0.05
-PAGE = 1000
-"""Documents the server gives at once."""
+CHANGES = 1000
+"""Changes the server lists at once."""
+FIRST = 100
+"""Hits of a search that was given no limit."""
 
 
 class Client:
@@ -83,25 +95,19 @@ class Client:
 
         Raises ValidationError, before anything is stored, naming what cannot be kept.
         """
-        for name in fields:
-            if name not in TYPED_FIELDS:
-                raise ValidationError(f"there is no field {name!r}; free settings go into metadata={{{name!r}: …}}")
-        arrays, attrs = outgoing_arrays(dataset, chunks, codec)
-        attached = outgoing_files(files)
-        document = {name: to_tagged(_instant(name, value), name) for name, value in fields.items()}
-        document |= {
-            "id": check_id(id) if id is not None else make_id(time.time_ns() // 1_000_000, os.urandom(10)),
-            "metadata": to_tagged(dict(metadata or {})),
-            "arrays": [array.info for array in arrays],
-            "attrs": {**attrs, **document.get("attrs", {})},
-        }
-        encoded = msgspec.json.encode(document)
-        if not arrays and not attached:
-            body = Body(lambda: iter((encoded,)), len(encoded), JSON)
-        else:
-            body = _form(encoded, arrays, attached)
-        response = self._http.request("POST", DATAFILES, body)
-        return self._file(decoded(response))
+        outgoing = outgoing_save(dataset, metadata=metadata, files=files, id=id, chunks=chunks, codec=codec, **fields)
+        return self._file(decoded(self._http.request("POST", DATAFILES, outgoing.body())))
+
+    def save_many(self, items: Iterable[Mapping[str, Any]]) -> list[Result]:
+        """Save many DataFiles, each given as the keywords of `save`; one result per item, in order.
+
+            for result in client.save_many([{"name": "T1", "metadata": {"chip": "C7"}}, …]):
+                print(result.id, result.error or "saved")
+
+        Items without arrays and files travel together and cost a fraction of a `save`. One that fails hinders no other. When
+        the server goes away, what was not yet sent has that error, too; to try again save under the `id` of the result.
+        """
+        return save_many(self._http, self._file, items)
 
     def sweep(
         self,
@@ -133,9 +139,8 @@ class Client:
             if field not in TYPED_FIELDS:
                 raise ValidationError(f"there is no field {field!r}; free settings go into metadata={{{field!r}: …}}")
         arrays, given = declare_sweep(dims, variables, chunks, codec)
-        typed = {field: to_tagged(_instant(field, value), field) for field, value in fields.items()}
         document = {
-            **typed,
+            **tagged_fields(fields),
             "id": check_id(id) if id is not None else make_id(time.time_ns() // 1_000_000, os.urandom(10)),
             "name": name,
             "metadata": to_tagged(dict(metadata or {})),
@@ -201,10 +206,42 @@ class Client:
         """
         return follow(self._http, check_id(id), after, time.sleep)
 
-    def get(self, id: str, include_deleted: bool = False) -> DataFile:
-        """The DataFile of an id; NotFoundError when there is none, or (code `deleted`) only a tombstone."""
-        query = "?include_deleted=true" if include_deleted else ""
-        return self._file(self._http.json("GET", datafile_path(id) + query))
+    def get(self, id: str, include_deleted: bool = False, revision: int | None = None) -> DataFile:
+        """The DataFile of an id; NotFoundError when there is none, or (code `deleted`) only a tombstone.
+
+        With `revision` its document as it was then; arrays are what they are.
+        """
+        wanted = {"include_deleted": "true" if include_deleted else None, "revision": revision}
+        query = "&".join(f"{name}={value}" for name, value in wanted.items() if value is not None)
+        return self._file(self._http.json("GET", datafile_path(id) + (f"?{query}" if query else "")))
+
+    def diff(self, a: str, b: str) -> Differences:
+        """Which settings and fields differ between two DataFiles, by id; what the server sets is left out."""
+        return Differences(self._http.json("GET", diff_path(a, b)))
+
+    def compare(self, ids: Iterable[str]) -> Comparison:
+        """Which settings and fields vary among up to 1000 DataFiles, and their values in each; `.table()` for pandas."""
+        return Comparison(self._http.json("POST", COMPARE, {"ids": list(ids)}))
+
+    def history(self, id: str, limit: int | None = 100) -> History:
+        """The changes of a DataFile, also of one that was deleted: who, when, what; newest first. `limit` None for all."""
+        changes: list[dict[str, Any]] = []
+        before = ""
+        while True:
+            wanted = CHANGES if limit is None else min(CHANGES, limit - len(changes))
+            page = self._http.json("GET", f"{revisions_path(id)}?limit={wanted}{before}")
+            changes += page["items"]
+            if page["next"] is None or (limit is not None and len(changes) >= limit):
+                return History(id, changes)
+            before = f"&before={page['next']}"
+
+    def revert(self, id: str, revision: int) -> DataFile:
+        """Give it the typed fields and metadata of an old revision, as a new one. Arrays, files and state stay."""
+        return self._file(self._http.json("POST", revert_path(id), {"revision": revision}))
+
+    def get_many(self, ids: Iterable[str]) -> list[Result]:
+        """The DataFiles of many ids, each with `file` or `error`, in order."""
+        return get_many(self._http, self._file, ids)
 
     def update(self, id: str, patch: Mapping[str, Any], revision: int | None = None) -> DataFile:
         """Merge `patch` into the document: typed fields and `metadata`, None deletes a key, lists are replaced whole.
@@ -212,8 +249,18 @@ class Client:
         With `revision` the change is made to that revision only; StaleRevisionError when there is a newer one.
         """
         headers = {} if revision is None else {"If-Match": f'"{revision}"'}
-        tagged = {name: to_tagged(_instant(name, value), name) for name, value in patch.items()}
-        return self._file(self._http.json("PATCH", datafile_path(id), tagged, headers, repeatable=revision is None))
+        return self._file(
+            self._http.json("PATCH", datafile_path(id), tagged_fields(patch), headers, repeatable=revision is None)
+        )
+
+    def update_many(self, items: Iterable[Mapping[str, Any]]) -> list[Result]:
+        """Many updates, each given as the arguments of `update` (`id`, `patch` and, where it counts, `revision`), in order.
+
+            client.update_many([{"id": file.id, "patch": {"flag": "red"}} for file in hits])
+
+        Items of one id are done one after the other.
+        """
+        return update_many(self._http, self._file, items)
 
     def delete(self, id: str, revision: int | None = None) -> None:
         """Turn the DataFile into a tombstone. Its bytes stay until `aq-data gc --delete`."""
@@ -230,78 +277,50 @@ class Client:
                 if revision is not None or attempt + 1 == TRIES:
                     raise
 
+    def delete_many(self, ids: Iterable[str]) -> list[Result]:
+        """Turn many DataFiles into tombstones; each result has the `error`, if there was one, and no `file`."""
+        return delete_many(self._http, self._file, ids)
+
     def search(
         self,
         filter: Mapping[str, Any] | None = None,
         *,
+        text: str | None = None,
         sort: str = "-created_at",
-        limit: int | None = 100,
+        limit: int | msgspec.UnsetType | None = msgspec.UNSET,
         cursor: str | None = None,
         include_deleted: bool = False,
     ) -> Hits:
         """Find DataFiles by any setting: `{"chip": "C7", "measured_at": {"$gte": "2026-01-01"}}`.
 
-        Keys are typed fields (`name`, `instruments.vna.settings.power.value`) or else free metadata. `sort` is a path, with
-        `-` before it for descending. `limit` None fetches all. QueryError names what cannot be understood.
+        Keys are typed fields (`name`, `instruments.vna.settings.power.value`) or else free metadata. `text` are words that
+        all have to be found, in any order, each the beginning of a word in names, comments, tags, settings and other texts.
+        `sort` is a path, with `-` before it for descending. Without a `limit` there are up to 100 hits, with None all;
+        `Hits.table` has every match unless there is a limit. QueryError names what cannot be understood.
         """
-        documents: list[dict[str, Any]] = []
-        question = {"filter": to_tagged(dict(filter or {}), "filter"), "sort": sort, "include_deleted": include_deleted}
-        while True:
-            wanted = PAGE if limit is None else min(PAGE, limit - len(documents))
-            page = self._http.json("POST", SEARCH, {**question, "limit": wanted, "cursor": cursor})
-            documents += page["items"]
-            cursor = page["cursor"]
-            if cursor is None or (limit is not None and len(documents) >= limit):
-                break
-        files = [self._file(document) for document in documents]
-        return Hits(files, page["total"], page["total_is_exact"], cursor, documents)
+        question = {
+            "filter": to_tagged(dict(filter or {}), "filter"),
+            "text": text,
+            "sort": sort,
+            "cursor": cursor,
+            "include_deleted": include_deleted,
+        }
+        if isinstance(limit, msgspec.UnsetType):
+            return Hits(self._http, self._source, question, FIRST, None)
+        return Hits(self._http, self._source, question, limit, limit)
 
-    def count(self, filter: Mapping[str, Any] | None = None) -> int:
+    def count(self, filter: Mapping[str, Any] | None = None, *, text: str | None = None) -> int:
         """How many DataFiles match, exactly."""
-        return int(self._http.json("POST", COUNT, {"filter": to_tagged(dict(filter or {}), "filter")})["count"])
+        question = {"filter": to_tagged(dict(filter or {}), "filter"), "text": text}
+        return int(self._http.json("POST", COUNT, question)["count"])
 
-    def distinct(self, field: str, filter: Mapping[str, Any] | None = None, limit: int = 100) -> dict[Any, int]:
+    def distinct(
+        self, field: str, filter: Mapping[str, Any] | None = None, limit: int = 100, *, text: str | None = None
+    ) -> dict[Any, int]:
         """The values at a path and how many DataFiles have each, most frequent first: `client.distinct("station")`."""
-        question = {"field": field, "filter": to_tagged(dict(filter or {}), "filter"), "limit": limit}
+        question = {"field": field, "filter": to_tagged(dict(filter or {}), "filter"), "text": text, "limit": limit}
         found = self._http.json("POST", DISTINCT, question)["values"]
         return {from_tagged(entry["value"]): entry["count"] for entry in found}
 
     def _file(self, document: dict[str, Any]) -> DataFile:
         return DataFile(self._http, document, self._source)
-
-
-_DATES = ("measured_at", "cooldown")
-
-
-def _instant(field: str, value: Any) -> Any:
-    """Typed dates travel as plain ISO text; a datetime without a zone is local time."""
-    if field in _DATES and hasattr(value, "astimezone"):
-        return format_instant(value)
-    return value
-
-
-def _form(document: bytes, arrays: list[OutgoingArray], files: list[OutgoingFile]) -> Body:
-    """The multipart body; files on disk are opened anew for each try."""
-
-    def parts() -> list[Part]:
-        return [
-            Part("document", JSON, len(document), document),
-            *(array.part(index) for index, array in enumerate(arrays)),
-            *(file.part(index) for index, file in enumerate(files)),
-        ]
-
-    # One boundary for all tries; a part that is an open file is opened again for each.
-    first = MultipartBody(parts())
-    first.close()
-
-    def pieces() -> Iterator[bytes]:
-        body = first.again(parts())
-        try:
-            with progress(body.length, "saving") as advance:
-                for piece in body:
-                    yield piece
-                    advance(len(piece))
-        finally:
-            body.close()
-
-    return Body(pieces, first.length, first.content_type)

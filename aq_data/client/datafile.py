@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
 
 from aq_data.client.arrays import RemoteArray
 from aq_data.client.connections import Source
@@ -13,19 +13,22 @@ from aq_data.client.html import datafile_html, hits_html
 from aq_data.client.http import Body, Http
 from aq_data.client.outgoing import outgoing_files
 from aq_data.client.progress import progress
+from aq_data.client.tables import table_of, table_pieces
 from aq_data.errors import ConflictError, CorruptionError, NotFoundError, UnavailableError
-from aq_data.models.paths import path_segments
 from aq_data.models.values import from_tagged
-from aq_data.wire.routes import datafile_path, file_path
+from aq_data.wire.codec import CSV, NDJSON
+from aq_data.wire.routes import SEARCH, datafile_path, file_path
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     import xarray as xr
 
-__all__ = ["DataFile", "Hits"]
+__all__ = ["DataFile", "Highlight", "Hits"]
 
 LOAD_TRIES = 8
+PAGE = 1000
+"""Documents the server gives at once."""
 
 
 class DataFile:
@@ -208,49 +211,106 @@ class DataFile:
         self.refresh()
 
 
+class Highlight(NamedTuple):
+    """A place where words were found: `text` around it, with their half-open [start, stop) positions in it."""
+
+    path: str
+    text: str
+    spans: tuple[tuple[int, int], ...]
+
+    def __str__(self) -> str:
+        """`comment: T1 vs [flux]`."""
+        parts, last = [], 0
+        for start, stop in self.spans:
+            parts += [self.text[last:start], "[", self.text[start:stop], "]"]
+            last = stop
+        return f"{self.path}: {''.join(parts)}{self.text[last:]}"
+
+
 class Hits(Sequence[DataFile]):
-    """What a search found: a sequence of DataFiles, in order. `total` counts all matches, exactly if `total_is_exact`."""
+    """What a search found: a sequence of DataFiles, in order. `total` counts all matches, exactly if `total_is_exact`.
+
+    Of more than 1000 the rest is fetched when it is looked at.
+    """
 
     def __init__(
-        self, files: list[DataFile], total: int, total_is_exact: bool, cursor: str | None, documents: list[dict[str, Any]]
+        self, http: Http, source: Source, question: Mapping[str, Any], limit: int | None, table_limit: int | None
     ) -> None:
-        self._files, self._documents = files, documents
-        self.total, self.total_is_exact, self.cursor = total, total_is_exact, cursor
+        """Asks for the first page: up to `limit` hits from after `question["cursor"]`, None for all of them."""
+        self._http, self._source, self._limit = http, source, limit
+        self._table = {**question, "limit": table_limit}
+        self._question = dict(question)
+        self._files: list[DataFile] = []
+        self._highlights: list[list[Highlight]] = []
+        page = self._fetch()
+        self.total, self.total_is_exact = int(page["total"]), bool(page["total_is_exact"])
+
+    def _fetch(self) -> dict[str, Any]:
+        wanted = PAGE if self._limit is None else min(PAGE, self._limit - len(self._files))
+        page: dict[str, Any] = self._http.json("POST", SEARCH, {**self._question, "limit": wanted})
+        self._files += [DataFile(self._http, document, self._source) for document in page["items"]]
+        for shown in page.get("highlights") or [[]] * len(page["items"]):
+            self._highlights.append([Highlight(one["path"], one["text"], tuple(map(tuple, one["spans"]))) for one in shown])
+        self._question["cursor"] = page["cursor"]
+        return page
+
+    @property
+    def _is_whole(self) -> bool:
+        return self._question["cursor"] is None or (self._limit is not None and len(self._files) >= self._limit)
+
+    def _all(self) -> list[DataFile]:
+        while not self._is_whole:
+            self._fetch()
+        return self._files
+
+    @property
+    def highlights(self) -> list[list[Highlight]]:
+        """For each hit where its words stand, at most five places; empty lists where no words were looked for."""
+        self._all()
+        return self._highlights
+
+    @property
+    def cursor(self) -> str | None:
+        """Where the next hits begin, for a search that goes on from here; None when these are the last."""
+        self._all()
+        return cast("str | None", self._question["cursor"])
 
     @overload
     def __getitem__(self, index: int) -> DataFile: ...
     @overload
     def __getitem__(self, index: slice) -> list[DataFile]: ...
     def __getitem__(self, index: int | slice) -> DataFile | list[DataFile]:
-        return self._files[index]
+        if isinstance(index, int) and index >= 0:
+            while index >= len(self._files) and not self._is_whole:
+                self._fetch()
+            return self._files[index]
+        return self._all()[index]
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._all())
 
     def table(self, columns: Sequence[str]) -> pd.DataFrame:
-        """A pandas DataFrame with one row per hit and one column per dotted path; None where a document has no value."""
-        import pandas as pd
+        """A pandas DataFrame with one row per match and one column per dotted path, indexed by id, in one request.
 
-        rows = [[_at(document, column) for column in columns] for document in self._documents]
-        return pd.DataFrame(rows, columns=list(columns), index=pd.Index([file.id for file in self._files], name="id"))
+        It has every match, not only the hits of this page, unless the search had a `limit`; it is asked for anew, so that
+        what was saved since is there, too. Numbers, booleans and text have pandas' own dtypes, instants are Timestamps;
+        nested values and columns of several kinds are Python objects. What a document lacks is missing as pandas has it:
+        NaN among numbers and text, NaT among instants, None among booleans and objects. A path through a list of objects
+        gives lists.
+        """
+        return table_of(self._http, self._table, columns)
+
+    def lines(self, columns: Sequence[str], format: Literal["csv", "ndjson"] = "csv") -> Iterator[bytes]:
+        """The same table as the server streams it, in pieces: CSV with a header, or one JSON object per line.
+
+        Text stands in the CSV as it is: a spreadsheet may run one that begins with `=`.
+        """
+        return table_pieces(self._http, self._table, columns, CSV if format == "csv" else NDJSON)
 
     def __repr__(self) -> str:
         more = "" if self.total_is_exact else "+"
         lines = "".join(f"\n  {file.id}  {file.name}" for file in self._files[:10])
-        return f"<{len(self)} of {self.total}{more} DataFiles{lines}{'…' if len(self) > 10 else ''}>"
+        return f"<{len(self._files)} of {self.total}{more} DataFiles{lines}{'…' if len(self._files) > 10 else ''}>"
 
     def _repr_html_(self) -> str:
-        return hits_html(self._documents, self.total, self.total_is_exact)
-
-
-def _at(document: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path, looked up as a filter does: among the typed fields first, then in the metadata."""
-    segments = path_segments(path)
-    if segments[0] not in document:
-        segments = ["metadata", *segments]
-    value: Any = document
-    for segment in segments:
-        if not isinstance(value, Mapping) or segment not in value:
-            return None
-        value = value[segment]
-    return from_tagged(value)
+        return hits_html([file.to_json() for file in self._files], self.total, self.total_is_exact)

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import mimetypes
+import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
+from aq_data.client.http import Body
+from aq_data.client.progress import progress
 from aq_data.errors import ValidationError
 from aq_data.models.arrays import NewArray, check_arrays
-from aq_data.models.datafile import check_file_name
-from aq_data.models.values import to_tagged
-from aq_data.wire.codec import RAW, Part, dtype_name, little_endian, text_bytes
+from aq_data.models.datafile import TYPED_FIELDS, check_file_name, check_id, make_id
+from aq_data.models.values import format_instant, to_tagged
+from aq_data.wire.codec import JSON, RAW, MultipartBody, Part, dtype_name, little_endian, text_bytes
 
-__all__ = ["OutgoingArray", "OutgoingFile", "declared_values", "outgoing_arrays", "outgoing_files"]
+__all__ = [
+    "OutgoingArray",
+    "OutgoingFile",
+    "OutgoingSave",
+    "declared_values",
+    "outgoing_arrays",
+    "outgoing_files",
+    "outgoing_save",
+    "tagged_fields",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,3 +209,85 @@ def outgoing_files(files: Mapping[str, Any] | Sequence[Any] | None) -> list[Outg
             raise ValidationError(f"there is no file {str(path)!r} to attach")
         outgoing.append(OutgoingFile(name, path))
     return outgoing
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingSave:
+    """One DataFile to save: its document as JSON, and what goes with it."""
+
+    id: str
+    document: bytes
+    arrays: list[OutgoingArray]
+    files: list[OutgoingFile]
+
+    @property
+    def is_document(self) -> bool:
+        """Whether there is nothing but the document."""
+        return not self.arrays and not self.files
+
+    def body(self) -> Body:
+        """JSON, or a form; files on disk are opened anew for each try."""
+        if self.is_document:
+            return Body(lambda: iter((self.document,)), len(self.document), JSON)
+        # One boundary for all tries; a part that is an open file is opened again for each.
+        first = MultipartBody(self._parts())
+        first.close()
+
+        def pieces() -> Iterator[bytes]:
+            body = first.again(self._parts())
+            try:
+                with progress(body.length, "saving") as advance:
+                    for piece in body:
+                        yield piece
+                        advance(len(piece))
+            finally:
+                body.close()
+
+        return Body(pieces, first.length, first.content_type)
+
+    def _parts(self) -> list[Part]:
+        return [
+            Part("document", JSON, len(self.document), self.document),
+            *(array.part(index) for index, array in enumerate(self.arrays)),
+            *(file.part(index) for index, file in enumerate(self.files)),
+        ]
+
+
+def outgoing_save(
+    dataset: Any = None,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    files: Mapping[str, Any] | Sequence[Any] | None = None,
+    id: str | None = None,
+    chunks: Mapping[str, Sequence[int]] | None = None,
+    codec: str | None = None,
+    **fields: Any,
+) -> OutgoingSave:
+    """What `Client.save` was given, with an id made here; ValidationError naming what cannot be kept."""
+    for name in fields:
+        if name not in TYPED_FIELDS:
+            raise ValidationError(f"there is no field {name!r}; free settings go into metadata={{{name!r}: …}}")
+    arrays, attrs = outgoing_arrays(dataset, chunks, codec)
+    attached = outgoing_files(files)
+    document = tagged_fields(fields)
+    document |= {
+        "id": check_id(id) if id is not None else make_id(time.time_ns() // 1_000_000, os.urandom(10)),
+        "metadata": to_tagged(dict(metadata or {})),
+        "arrays": [array.info for array in arrays],
+        "attrs": {**attrs, **document.get("attrs", {})},
+    }
+    return OutgoingSave(document["id"], msgspec.json.encode(document), arrays, attached)
+
+
+_DATES = ("measured_at", "cooldown")
+
+
+def tagged_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a document as tagged JSON. Typed dates travel as plain ISO text; a datetime without a zone is local time."""
+    return {
+        name: to_tagged(
+            format_instant(value) if name in _DATES and hasattr(value, "astimezone") else value,
+            name,
+        )
+        for name, value in fields.items()
+    }

@@ -17,6 +17,7 @@ __all__ = [
     "ARROW",
     "CSV",
     "JSON",
+    "NDJSON",
     "NPY",
     "PIECE",
     "RAW",
@@ -32,6 +33,7 @@ __all__ = [
 RAW = "application/octet-stream"
 NPY = "application/x-npy"
 JSON = "application/json"
+NDJSON = "application/x-ndjson"
 CSV = "text/csv"
 ARROW = "application/vnd.apache.arrow.stream"
 

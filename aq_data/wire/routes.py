@@ -6,6 +6,12 @@ from urllib.parse import quote
 
 __all__ = [
     "API",
+    "BULK",
+    "BULK_BYTES",
+    "BULK_DELETE",
+    "BULK_GET",
+    "BULK_ITEMS",
+    "COMPARE",
     "COUNT",
     "DATAFILES",
     "DISTINCT",
@@ -15,19 +21,31 @@ __all__ = [
     "array_path",
     "blocks_path",
     "datafile_path",
+    "diff_path",
     "events_path",
     "file_path",
     "preview_path",
+    "revert_path",
+    "revisions_path",
     "sweep_path",
     "written_path",
 ]
 
 API = "/api/v1"
 DATAFILES = f"{API}/datafiles"
+COMPARE = f"{DATAFILES}/compare"
+BULK = f"{DATAFILES}/bulk"
+BULK_GET = f"{BULK}/get"
+BULK_DELETE = f"{BULK}/delete"
 SWEEPS = f"{API}/sweeps"
 SEARCH = f"{API}/search"
 COUNT = f"{API}/search/count"
 DISTINCT = f"{API}/search/distinct"
+
+BULK_ITEMS = 1000
+"""Items of one bulk request; clients send more in several."""
+BULK_BYTES = 16 << 20
+"""Its body, which is held in memory; a document larger than that is saved by itself."""
 
 SERVER_NAME = "aq-data"
 """The `Server` header, by which a client makes sure that what answers is aq-data."""
@@ -35,6 +53,18 @@ SERVER_NAME = "aq-data"
 
 def datafile_path(id: str) -> str:
     return f"{DATAFILES}/{quote(id, safe='')}"
+
+
+def diff_path(id: str, other: str) -> str:
+    return f"{datafile_path(id)}/diff/{quote(other, safe='')}"
+
+
+def revisions_path(id: str) -> str:
+    return f"{datafile_path(id)}/revisions"
+
+
+def revert_path(id: str) -> str:
+    return f"{datafile_path(id)}/revert"
 
 
 def array_path(id: str, name: str) -> str:

@@ -33,15 +33,21 @@ from aq_server.config import ServerConfig
 from aq_server.observe import Observer
 from aq_server.problems import handle
 from aq_server.routes.arrays import ArrayRoutes, ZarrRoutes
+from aq_server.routes.bulk import BulkRoutes
 from aq_server.routes.datafiles import DataFileRoutes, FileRoutes
 from aq_server.routes.docs import ReferencePage
+from aq_server.routes.history import ComparisonRoutes, HistoryRoutes
 from aq_server.routes.operation import OperationRoutes
 from aq_server.routes.search import SearchRoutes
 from aq_server.routes.sweeps import EventRoutes, SweepRoutes
+from aq_server.service.bulk import Bulk
+from aq_server.service.columns import Columns
+from aq_server.service.comparing import Comparing
 from aq_server.service.datafiles import DataFiles
 from aq_server.service.folding import Folding
 from aq_server.service.following import Following
 from aq_server.service.growing import Growing
+from aq_server.service.history import History
 from aq_server.service.maintenance import Maintenance
 from aq_server.service.notices import Notices, parse_secret
 from aq_server.service.reading import Reading
@@ -60,7 +66,10 @@ DATABASE = "metadata.sqlite"
 
 _ROUTES = [
     DataFileRoutes,
+    BulkRoutes,
     FileRoutes,
+    HistoryRoutes,
+    ComparisonRoutes,
     ArrayRoutes,
     SearchRoutes,
     ZarrRoutes,
@@ -155,8 +164,12 @@ def build_app(config: ServerConfig, stores: Stores, *, ask_for_tokens: bool) -> 
         "sweeps": sweeps,
         "following": Following(stores.metadata, folder, signals),
         "datafiles": datafiles,
+        "history": History(datafiles, growing),
+        "comparing": Comparing(datafiles, growing),
         "reading": reading,
+        "bulk": Bulk(datafiles, growing),
         "searching": searching,
+        "columns": Columns(searching),
         "config": config,
         "registry": registry,
     }
@@ -195,10 +208,11 @@ def _answering_options(app: Litestar) -> ASGIApp:
     for route in app.routes:
         if isinstance(route, HTTPRoute):
             methods.setdefault(route.path_format, set()).update(map(str, route.methods))
-    # A key of the Zarr view has slashes, every other part of an address has none.
+    # A key of the Zarr view has slashes, every other part of an address has none. What is spelt out goes first: `bulk` is
+    # no id.
     patterns = [
         (re.compile(re.sub(r"\{key\}", ".+", re.sub(r"\{(?!key\})[^}]+\}", "[^/]+", path))), allowed | {"OPTIONS"})
-        for path, allowed in methods.items()
+        for path, allowed in sorted(methods.items(), key=lambda item: item[0].count("{"))
     ]
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:

@@ -59,6 +59,8 @@ def _route(path: str) -> str:
         return "/".join(["/search", *parts[1:2]]) if parts[1:2] in ([], ["count"], ["distinct"]) else "other"
     if parts[0] != "datafiles":
         return "other"
+    if parts[1:2] == ["bulk"]:
+        return "/".join(["/datafiles/bulk", *parts[2:]]) if parts[2:] in ([], ["get"], ["delete"]) else "other"
     if len(parts) > 2 and parts[2] in ("arrays", "files", "zarr"):
         return f"/datafiles/{{id}}/{parts[2]}"
     return "/datafiles" if len(parts) == 1 else "/datafiles/{id}"

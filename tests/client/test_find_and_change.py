@@ -230,7 +230,7 @@ def test_pages_join_to_the_whole(client):
 
 def test_more_than_a_page_of_the_server_is_fetched(client, monkeypatch):
     """A limit beyond what is given at once is met by several requests, without repeats."""
-    monkeypatch.setattr("aq_data.client.client.PAGE", 10)
+    monkeypatch.setattr("aq_data.client.datafile.PAGE", 10)
     ids = {client.save(metadata={"i": i}).id for i in range(33)}
     assert [file.metadata["i"] for file in client.search(limit=25, sort="i")] == list(range(25))
     everything = client.search(limit=None)

@@ -154,6 +154,29 @@ def test_mistakes_are_told_in_one_line(run, where, cube_file, tmp_path):
         assert word in err, arguments
 
 
+def test_fields_make_a_table(run, where):
+    """Every match unless limited, as aligned text, one JSON list, JSON lines or CSV; `--json` is for programs, too."""
+    with aq_data.connect(where[1]) as client:
+        client.save_many([{"name": f"n{i:02}", "metadata": {"i": i}} for i in range(25)])
+    table = ["search", "{}", "--fields", "name,metadata.i,nothing", "--sort", "i", *where]
+    status, out, _ = run(*table)
+    assert status == 0
+    assert [line.split() for line in out.splitlines()] == [
+        ["name", "metadata.i", "nothing"],
+        *([f"n{i:02}", str(i)] for i in range(25)),
+    ]
+    assert run(*table, "--format", "csv")[1].startswith("name,metadata.i,nothing\r\nn00,0,\r\n")
+    first = {"metadata.i": 0, "name": "n00", "nothing": None}
+    assert parsed(run(*table, "--format", "ndjson", "--limit", "1")[1]) == [first]
+    assert parsed(run(*table, "--json", "--limit", "1")[1]) == [first]
+    rows = json.loads(run(*table, "--format", "json")[1])
+    assert (rows[0], len(rows)) == (first, 25)
+    status, _, err = run("search", "{}", "--format", "csv", *where)
+    assert status == 1
+    assert "--fields" in err
+    assert len(run("search", "{}", *where)[1].splitlines()) == 20 + 1
+
+
 def test_wrong_usage_is_exit_2_and_shows_how(run):
     for arguments in (
         [],

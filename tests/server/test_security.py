@@ -22,6 +22,8 @@ from aq_server.commands.serving import running
 from aq_server.config import ServerConfig
 from forms import DATAFILES, array_part, declared, document_part, file_part, new_id, post, save, tree
 
+from aq_data.wire.routes import BULK_GET
+
 WITH_TOKENS = {"AQ_DATA_SERVER__REQUIRE_TOKEN": "true"}
 
 
@@ -155,9 +157,10 @@ def test_a_scope_opens_what_it_names_and_nothing_more(serve, token):
         assert http.get("/metrics").status_code == 200
         for path in ("", "/count"):
             assert http.post(f"/api/v1/search{path}", json={}).status_code == 200
+        assert http.post(BULK_GET, json={"ids": [id]}).json()["results"][0]["status"] == 200
         refused = 0
         for method, path in operations(url):
-            if method in ("GET", "HEAD") or path.startswith("/api/v1/search"):
+            if method in ("GET", "HEAD") or path.startswith("/api/v1/search") or path in (BULK_GET, f"{DATAFILES}/compare"):
                 assert http.request(method, path).status_code not in (401, 403), (method, path)
                 continue
             refused += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,13 +23,17 @@ _handed: dict[int, Any] = {}
 
 
 @contextmanager
-def handing() -> Iterator[Any]:
-    """A function that numbers objects for the functions of `install`, until the end of the block."""
+def handing(end: float) -> Iterator[Any]:
+    """A function that numbers nodes for the functions of `install`, until the end of the block.
+
+    After `end` (of `time.monotonic`) those that read whole documents fail: SQLite looks at the clock only every so many
+    steps of its own, between which there may be thousands of documents.
+    """
     mine: list[int] = []
 
-    def hand(thing: object) -> int:
+    def hand(node: Match | Element) -> int:
         number = next(_numbers)
-        _handed[number] = _Matcher(thing) if isinstance(thing, Match) else thing
+        _handed[number] = _Matcher(node, end) if isinstance(node, Match) else _Elements(node, end)
         mine.append(number)
         return number
 
@@ -43,14 +48,14 @@ def install(connection: sqlite3.Connection) -> None:
     """Make `aq_regex(number, text)`, `aq_text(number, document)` and `aq_element(number, document)` known."""
     connection.create_function("aq_regex", 2, lambda number, text: _handed[number].judge(text))
     connection.create_function("aq_text", 2, lambda number, document: _handed[number].judge_whole(document))
-    connection.create_function("aq_element", 2, _element)
+    connection.create_function("aq_element", 2, lambda number, document: _handed[number].judge(document))
 
 
 class _Matcher:
     """A pattern that remembers its last answer: rows come in order, and the same text many times."""
 
-    def __init__(self, node: Match) -> None:
-        self._node = node
+    def __init__(self, node: Match, end: float) -> None:
+        self._node, self._end = node, end
         self._last: tuple[str | None, int] = (None, 0)
 
     def judge(self, text: str) -> int:
@@ -62,10 +67,22 @@ class _Matcher:
         return answer
 
     def judge_whole(self, document: bytes) -> bool:
+        _check_time(self._end)
         texts = texts_at(msgspec.json.decode(document), self._node.path)
         return any(found_in(self._node.pattern, text) for text in texts)
 
 
-def _element(number: int, document: bytes) -> bool:
-    node: Element = _handed[number]
-    return matches(node, Facts(msgspec.json.decode(document)))
+class _Elements:
+    """What is asked of the elements of a list."""
+
+    def __init__(self, node: Element, end: float) -> None:
+        self._node, self._end = node, end
+
+    def judge(self, document: bytes) -> bool:
+        _check_time(self._end)
+        return matches(self._node, Facts(msgspec.json.decode(document)))
+
+
+def _check_time(end: float) -> None:
+    if time.monotonic() > end:
+        raise TimeoutError  # SQLite makes an error of its own of it

@@ -22,7 +22,10 @@ log = logging.getLogger("aq_data")
 BATCH = 32
 """Records indexed in one transaction: many enough to share pages, few enough to let a save in between."""
 BACKLOG = 512
-"""Records indexed in one transaction while a search waits or many are behind."""
+"""Records indexed in one transaction while a search waits."""
+LARGE_BACKLOG = 2048
+"""Records indexed in one transaction when several times as many wait: someone imports. Each batch touches nearly every page
+of varied values, so that large batches write a third as much; nobody's save waits longer than one batch."""
 FACETS = 1000
 """Distinct values of a path that are counted one by one; a path with more is counted by walking it."""
 
@@ -56,8 +59,13 @@ class TermIndex:
         self._facets.clear()
 
     def advance(self, connection: sqlite3.Connection, limit: int = BATCH) -> int:
-        """Index the next records in order of saving; the position up to which all are indexed then."""
+        """Index the next records in order of saving; the position up to which all are indexed then.
+
+        `limit` of them, or more when many more wait.
+        """
         through = self.through(connection)
+        newest = connection.execute("SELECT max(seq) FROM datafiles").fetchone()[0] or 0
+        limit = max(limit, LARGE_BACKLOG) if newest - through > 4 * LARGE_BACKLOG else limit
         question = "SELECT seq, deleted, document FROM datafiles WHERE seq>? ORDER BY seq LIMIT ?"
         rows = connection.execute(question, (through, limit)).fetchall()
         if not rows:
@@ -82,12 +90,17 @@ class TermIndex:
         terms, facts = (set(old.terms), set(new.terms)), (set(old.facts), set(new.facts))
         connection.executemany("DELETE FROM terms WHERE p=? AND v=? AND d=?", [(p, v, seq) for p, v in terms[0] - terms[1]])
         connection.executemany("DELETE FROM facts WHERE d=? AND p=? AND v=?", [(seq, p, v) for p, v in facts[0] - facts[1]])
-        if old.words != new.words and old.words:
-            connection.execute("INSERT INTO words (words, rowid, text) VALUES ('delete', ?, ?)", (seq, old.words))
-        words = new.words if old.words != new.words else ""
+        moves = (old.words, old.is_deleted) != (new.words, new.is_deleted)
+        if moves and old.words:
+            table = _table_of_words(old)
+            connection.execute(f"INSERT INTO {table} ({table}, rowid, text) VALUES ('delete', ?, ?)", (seq, old.words))
+        words = new.words if moves else ""
         self._insert(connection, [(seq, Entry(terms[1] - terms[0], facts[1] - facts[0], (), words, new.is_deleted))])
         facets = (set(old.facets), set(new.facets))
         self._count(connection, Counter(facets[1] - facets[0]), Counter(facets[0] - facets[1]))
+        more = Counter(p for p, _ in terms[1] if p > 0)
+        more.subtract(p for p, _ in terms[0] if p > 0)
+        self._count_terms(connection, more)
         self._count_alive(connection, old.is_deleted - new.is_deleted)
 
     def _refresh(self, connection: sqlite3.Connection) -> None:
@@ -124,7 +137,8 @@ class TermIndex:
         return Entry(rows, facts_rows, () if is_deleted else facets, words, bool(is_deleted))
 
     def _path_id(self, connection: sqlite3.Connection, path: str, kind: str) -> int:
-        connection.execute("INSERT OR IGNORE INTO paths (path, kind) VALUES (?, ?)", (path, kind))
+        inherited = "(SELECT coalesce(max(multi), 0) FROM paths WHERE path=?)"
+        connection.execute(f"INSERT OR IGNORE INTO paths (path, kind, multi) VALUES (?, ?, {inherited})", (path, kind, path))
         row = connection.execute("SELECT p FROM paths WHERE path=? AND kind=?", (path, kind)).fetchone()
         p = self._path_ids[path, kind] = int(row[0])
         return p
@@ -137,6 +151,7 @@ class TermIndex:
     def _put(self, connection: sqlite3.Connection, entries: list[tuple[int, Entry]]) -> None:
         self._insert(connection, entries)
         self._count(connection, Counter(facet for _, entry in entries for facet in set(entry.facets)), Counter())
+        self._count_terms(connection, Counter(p for _, entry in entries for p, _ in entry.terms if p > 0))
         self._count_alive(connection, sum(not entry.is_deleted for _, entry in entries))
 
     def _insert(self, connection: sqlite3.Connection, entries: Iterable[tuple[int, Entry]]) -> None:
@@ -145,8 +160,9 @@ class TermIndex:
         connection.executemany("INSERT OR IGNORE INTO terms (p, v, d) VALUES (?, ?, ?)", terms)
         facts = [(seq, p, v) for seq, entry in entries for p, v in entry.facts]
         connection.executemany("INSERT OR IGNORE INTO facts (d, p, v) VALUES (?, ?, ?)", facts)
-        words = [(seq, entry.words) for seq, entry in entries if entry.words]
-        connection.executemany("INSERT INTO words (rowid, text) VALUES (?, ?)", words)
+        for table in ("words", "buried_words"):
+            words = [(seq, entry.words) for seq, entry in entries if entry.words and _table_of_words(entry) == table]
+            connection.executemany(f"INSERT INTO {table} (rowid, text) VALUES (?, ?)", words)
 
     def _count(self, connection: sqlite3.Connection, more: Counter[Any], less: Counter[Any]) -> None:
         added = [(p, v, n) for (p, v), n in more.items() if self._has_facets(connection, p, v)]
@@ -175,5 +191,12 @@ class TermIndex:
             return False
         return True
 
+    def _count_terms(self, connection: sqlite3.Connection, more: Counter[int]) -> None:
+        connection.executemany("UPDATE paths SET n=n+? WHERE p=?", [(n, p) for p, n in more.items() if n])
+
     def _count_alive(self, connection: sqlite3.Connection, more: int) -> None:
         connection.execute("UPDATE progress SET value=value+? WHERE name='alive'", (more,))
+
+
+def _table_of_words(entry: Entry) -> str:
+    return "buried_words" if entry.is_deleted else "words"

@@ -7,6 +7,7 @@
     x                                               its texts too long for the index, whole, under the names they have in `t`
     by                                              whose write was the last: a caller who got no answer looks here
     barred                                          keys never to be published; it may stand alone before the record
+    change                                          how it came from the revision before; older ones are in `changes`
     sweep                                           plan, state and `version` while it has a log; `pending`: work to do
 
 One wildcard index over `t` serves every path, and counts without reading a document (decision 0008). A tombstone has its
@@ -113,7 +114,12 @@ def stored(record: Record) -> Stored:
         "g" if is_deleted else "t": terms,
     }
     kinds = frozenset((term.path, term.kind) for term in found if term.kind.startswith(QUANTITY))
-    return Stored(fields, {"t" if is_deleted else "g": ""}, kinds)
+    removed = {"t" if is_deleted else "g": ""}
+    if record.change is None:
+        removed["change"] = ""
+    else:
+        fields["change"] = msgspec.json.encode(record.change)
+    return Stored(fields, removed, kinds)
 
 
 def make_mark() -> bytes:

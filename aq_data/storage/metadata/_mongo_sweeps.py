@@ -63,7 +63,7 @@ class Database(Protocol):
 
     async def publish(self, record: Record, more: Fields, keys: tuple[str, ...] = ()) -> Record | None: ...
 
-    async def kept(self, record: Record) -> Stored: ...
+    async def kept(self, record: Record, replaced: int | None = None) -> Stored: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ class MongoSweeps(SweepLog):
     async def replace(self, record: Record, expected_revision: int, publishes: str) -> bool:
         """`MetadataStore.replace` of the document of an open sweep: the log notes after which block it was."""
         id, revision = record.document.id, record.document.revision
-        kept, mark = await self._database.kept(record), make_mark()
+        kept, mark = await self._database.kept(record, expected_revision), make_mark()
         with border():
             async with self._turn(id):
                 for _ in range(TRIES):
@@ -238,9 +238,11 @@ class MongoSweeps(SweepLog):
         if left and await self._commit(seen, seen.state):
             await self._blocks.remove(seen.plan, seen.state.head, marks=left)
 
-    async def seal(self, id: DataFileId, outcome: Literal["complete", "abandoned"], ending: Ending, at: str) -> State:
+    async def seal(
+        self, id: DataFileId, outcome: Literal["complete", "abandoned"], ending: Ending, at: str, actor: str = ""
+    ) -> State:
         async def step(seen: Seen) -> tuple[State, State]:
-            sealed = seal(seen.plan, seen.state, outcome, ending, at)
+            sealed = seal(seen.plan, seen.state, outcome, ending, at, actor)
             return (seen.state, seen.state) if sealed is None else (sealed, sealed)
 
         return await self._step(id, step)
@@ -315,7 +317,7 @@ class MongoSweeps(SweepLog):
     async def end(
         self, id: DataFileId, token: int, record: Record, expected_revision: int
     ) -> Literal["ended", "stale", "fenced"]:
-        kept, mark = await self._database.kept(record), make_mark()
+        kept, mark = await self._database.kept(record, expected_revision), make_mark()
         with border():
             async with self._turn(id):
                 for _ in range(TRIES):

@@ -6,6 +6,7 @@ that may match, and what it finds is judged by `models.matching` (`is_exact`).
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import Any
@@ -250,4 +251,6 @@ def shown(kind: Kind, value: Any) -> object:
         return bool(value)
     if kind == "date":
         return {"$date": format_instant(_EPOCH + timedelta(microseconds=value))}
+    if value in (math.inf, -math.inf):
+        return {"$float": "Infinity" if value > 0 else "-Infinity"}
     return value

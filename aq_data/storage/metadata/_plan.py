@@ -17,7 +17,7 @@ from aq_data.models.matching import outside
 from aq_data.models.paths import SortKey
 from aq_data.models.query import All, AnyOf, Compare, Element, Exists, Match, Node, Not, check_dimension, nodes_of
 from aq_data.models.terms import KIND_ORDER
-from aq_data.storage.metadata._sql import Catalog, Compiler, Path, Statement
+from aq_data.storage.metadata._sql import Catalog, Compiler, Path, Range, Statement
 from aq_data.storage.metadata.cursors import Cursor
 from aq_data.storage.metadata.store import Page
 
@@ -34,6 +34,8 @@ BUDGET = 20_000
 CAP = 2000
 """Sizes of sets are estimated by counting up to here: what is larger is never the one to begin with if another is not."""
 ENDLESS = 1 << 60
+
+Plain = Node | Range
 
 
 class Question:
@@ -53,8 +55,11 @@ class Question:
 
     def page(self, sort: SortKey, limit: int, start: Cursor | None) -> Page:
         """Up to `limit` documents after `start`, and the total."""
-        total, is_exact = self._total() if start is None else (start.total, start.total_is_exact)
-        rows = self._rows(sort, limit + 1, start, total) if limit and total else []
+        if start is None:
+            total, is_exact, found = self._gather()
+        else:
+            total, is_exact, found = start.total, start.total_is_exact, self._set()
+        rows = self._rows(found, sort, limit + 1, start, total) if limit and total else []
         more = len(rows) > limit
         cursor = None
         if more:
@@ -98,12 +103,21 @@ class Question:
     def _alive(self) -> int:
         return int(self._fetch(Statement("SELECT value FROM progress WHERE name='alive'"))[0][0])
 
-    def _total(self) -> tuple[int, bool]:
-        known = None if self._include_deleted else self._known_count(self._node)
-        total = self._number(self._set(), EXACT_TOTAL + 1) if known is None else known
-        return min(total, EXACT_TOTAL), total <= EXACT_TOTAL
+    def _gather(self) -> tuple[int, bool, Statement]:
+        """The total, whether it is exact, and the set: the positions themselves once they had to be found to be counted."""
+        found = self._set()
+        total = None if self._include_deleted else self._known_count(self._node)
+        if total is None and isinstance(self._node, (Compare, Range)):
+            total = self._number(found, EXACT_TOTAL + 1)
+        if total is None:
+            rows = self._fetch(Statement(f"{found.sql} LIMIT {EXACT_TOTAL + 1}", found.parameters))
+            total = len(rows)
+            if total <= EXACT_TOTAL:
+                positions = ",".join(str(row[0]) for row in rows)
+                found = Statement("SELECT value AS d FROM json_each(?)", (f"[{positions}]",))
+        return min(total, EXACT_TOTAL), total <= EXACT_TOTAL, found
 
-    def _count(self, node: Node) -> int:
+    def _count(self, node: Plain) -> int:
         if self._include_deleted:
             return self._number(self._set())
         known = self._known_count(node)
@@ -111,7 +125,7 @@ class Question:
             known = self._alive() - self._count(self._ordered(node.child))
         return self._number(self._set(node)) if known is None else known
 
-    def _known_count(self, node: Node) -> int | None:
+    def _known_count(self, node: Plain) -> int | None:
         """What is counted already."""
         if node == All(()):
             return self._alive()
@@ -129,7 +143,7 @@ class Question:
         rows = self._fetch(Statement("SELECT n FROM facets WHERE p=? AND v=?", (path.p, value)))
         return int(rows[0][0]) if rows else 0
 
-    def _size(self, node: Node) -> int:
+    def _size(self, node: Plain) -> int:
         """About how many documents the index of this node gives; counted up to CAP."""
         if isinstance(node, All):
             return min((self._size(child) for child in node.children), default=ENDLESS)
@@ -145,10 +159,10 @@ class Question:
             known = self._known_count(node)
             if known is not None:
                 return known
-        if isinstance(node, Match) and not node.pattern.prefix:
-            node = Exists(node.path)  # every text there has to be looked at
-        elif isinstance(node, Match):
-            node = Compare(node.path, "gte", "text", node.pattern.prefix)
+        if isinstance(node, Exists):
+            return sum(path.n for path in self._catalog.paths(node.path))
+        if isinstance(node, Match):
+            node = Compare(node.path, "gte", "text", node.pattern.prefix)  # every such text has to be looked at
         found = self._compiler.documents(node)
         return ENDLESS if found is None else self._number(found, CAP + 1)
 
@@ -159,14 +173,27 @@ class Question:
             if isinstance(one, Compare):
                 check_dimension(one, [path.kind for path in self._catalog.paths(one.path)])
 
-    def _ordered(self, node: Node) -> Node:
+    def _ordered(self, node: Node) -> Plain:
         """Conjunctions with their smallest set first, by which they are then found."""
         if not isinstance(node, All) or len(node.children) < 2:
             return node
         flat = [inner for child in node.children for inner in (child.children if isinstance(child, All) else (child,))]
-        return All(tuple(sorted(flat, key=self._size)))
+        ordered = sorted(self._in_ranges(flat), key=self._size)
+        return ordered[0] if len(ordered) == 1 else All(tuple(ordered))  # type: ignore[arg-type]
 
-    def _set(self, node: Node | None = None) -> Statement:
+    def _in_ranges(self, nodes: list[Node]) -> list[Plain]:
+        """Comparisons of one path as one range, where one value has to hold them all."""
+        bounds: dict[tuple[str, str], list[Compare]] = {}
+        rest: list[Plain] = []
+        for node in nodes:
+            path = self._catalog.path(node.path, node.kind) if isinstance(node, Compare) else None
+            if isinstance(node, Compare) and path is not None and not path.multi and node.kind in KIND_ORDER:
+                bounds.setdefault((node.path, node.kind), []).append(node)
+            else:
+                rest.append(node)
+        return [*(Range(tuple(found)) if len(found) > 1 else found[0] for found in bounds.values()), *rest]
+
+    def _set(self, node: Plain | None = None) -> Statement:
         """`SELECT d` of everything that matches, without repeats."""
         node = self._node if node is None else node
         found = self._compiler.documents(node)
@@ -174,16 +201,25 @@ class Question:
             return self._compiler.those(self._compiler.all_documents(), [] if node == All(()) else [node])
         return Statement(f"SELECT DISTINCT d FROM ({found.sql})", found.parameters) if self._repeats(node) else found
 
-    def _repeats(self, node: Node) -> bool:
+    def _repeats(self, node: Plain) -> bool:
         """Whether the index may give a document twice."""
         if isinstance(node, All):
-            return any(self._repeats(child) for child in node.children[:1])
+            leading = next((child for child in node.children if self._compiler.documents(child) is not None), None)
+            return leading is not None and self._repeats(leading)
+        if isinstance(node, AnyOf):
+            groups, rest = self._compiler.grouped(node)
+            if len(groups) + len(rest) > 1:
+                return False  # a union has no repeats
+            several = [group for group in groups if len(group.values) > 1]
+            return any(map(self._repeats, rest)) or any(g.path.multi or g.path.kind not in KIND_ORDER for g in several)
         if isinstance(node, Compare):
             path = self._catalog.path(node.path, node.kind)
             return path is not None and node.op != "eq" and (path.multi or node.kind not in KIND_ORDER)
-        return isinstance(node, (Exists, Match, Element))
+        return isinstance(node, (AnyOf, Exists, Match, Element))
 
-    def _rows(self, sort: SortKey, limit: int, start: Cursor | None, total: int) -> list[tuple[int, Any, int]]:
+    def _rows(
+        self, found: Statement, sort: SortKey, limit: int, start: Cursor | None, total: int
+    ) -> list[tuple[int, Any, int]]:
         """Rank, value and position of the next documents in order."""
         if not self._include_deleted and total > SORTED:
             steps = limit * self._alive() / total
@@ -191,12 +227,12 @@ class Question:
                 walked = self._walk(sort, limit, start)
                 if walked is not None:
                     return walked
-        return self._sort(sort, limit, start)
+        return self._sort(found, sort, limit, start)
 
     # --- sorting what was found ------------------------------------------------------------------------------------------
 
-    def _sort(self, sort: SortKey, limit: int, start: Cursor | None) -> list[tuple[int, Any, int]]:
-        found, order = self._set(), "DESC" if sort.descending else "ASC"
+    def _sort(self, found: Statement, sort: SortKey, limit: int, start: Cursor | None) -> list[tuple[int, Any, int]]:
+        order = "DESC" if sort.descending else "ASC"
         paths = self._compiler.sortable(sort.path)
         ranks = " ".join(f"WHEN {path.p} THEN {KIND_ORDER[path.kind]}" for path in paths) or "WHEN 0 THEN 0"
         rank = f"CASE s.p {ranks} END"
@@ -270,10 +306,8 @@ class Question:
         """Those without a value, or with null: of several values null is the least."""
         paths = self._compiler.sortable(sort.path)
         valued = [path for path in paths if path.kind != "null"]
-        if valued and not any(path.multi for path in paths):
-            numbers = ",".join(str(path.p) for path in valued)
-            if self._number(Statement(f"SELECT 1 FROM terms WHERE p IN ({numbers})")) == self._alive():
-                return []
+        if valued and not any(path.multi for path in paths) and sum(path.n for path in valued) == self._alive():
+            return []
         has_value = f"EXISTS (SELECT 1 FROM facts WHERE d=c.d AND p IN ({','.join(str(path.p) for path in valued) or '0'}))"
         lacking = [f"NOT {has_value}"]
         null = next((path for path in paths if path.kind == "null"), None)

@@ -36,6 +36,8 @@ PRAGMAS = (
     # FULL: the commit that publishes is on disk before it is acknowledged; 0.2 ms on the machines measured.
     "PRAGMA synchronous=FULL",
     "PRAGMA cache_size=-64000",
+    # A checkpoint writes each changed page once, however often it changed: 32 MB hold several batches of the index.
+    "PRAGMA wal_autocheckpoint=8000",
     "PRAGMA mmap_size=8589934592",
     "PRAGMA foreign_keys=ON",
 )
@@ -56,25 +58,36 @@ RECORDS = (
         document BLOB NOT NULL)""",
     "CREATE INDEX IF NOT EXISTS alive ON datafiles (deleted)",
     "CREATE UNIQUE INDEX IF NOT EXISTS pids ON datafiles (pid) WHERE pid IS NOT NULL AND deleted=0",
+    # `datafile`: the position of the record that was changed to `revision`.
+    """CREATE TABLE IF NOT EXISTS changes (
+        datafile INTEGER NOT NULL,
+        revision INTEGER NOT NULL,
+        change BLOB NOT NULL,
+        UNIQUE (datafile, revision))""",
     "CREATE TABLE IF NOT EXISTS barred (id TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (id, key)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS tokens (id TEXT PRIMARY KEY, hash TEXT NOT NULL UNIQUE, token BLOB NOT NULL)",
 )
 
+_WORDS = "(text, content='', detail=none, columnsize=0, tokenize='ascii')"
 INDEX = (
     # `multi`: some document has several values at the path, so that sorting has to choose among them.
-    # `many`: it has too many distinct values for `facets` to count each.
+    # `many`: it has too many distinct values for `facets` to count each. `n`: terms there of documents that are alive, which
+    # is how many documents unless `multi`.
     """CREATE TABLE IF NOT EXISTS paths (
         p INTEGER PRIMARY KEY,
         path TEXT NOT NULL,
         kind TEXT NOT NULL,
         multi INTEGER NOT NULL DEFAULT 0,
         many INTEGER NOT NULL DEFAULT 0,
+        n INTEGER NOT NULL DEFAULT 0,
         UNIQUE (path, kind))""",
     "CREATE TABLE IF NOT EXISTS terms (p INTEGER, v NOT NULL, d INTEGER, PRIMARY KEY (p, v, d)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS facts (d INTEGER, p INTEGER, v NOT NULL, PRIMARY KEY (d, p, v)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS facets (p INTEGER, v NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (p, v)) WITHOUT ROWID",
     # Words come folded and separated by blanks (models.words); beyond ASCII everything is a letter to this tokenizer.
-    "CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5 (text, content='', detail=none, columnsize=0, tokenize='ascii')",
+    # Those of deleted documents have a table of their own: a common word is then found without a look at its documents.
+    "CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5 " + _WORDS,
+    "CREATE VIRTUAL TABLE IF NOT EXISTS buried_words USING fts5 " + _WORDS,
 )
 
 SWEEPS = (

@@ -6,7 +6,7 @@ Tables are described in `_schema`. A set is `SELECT d …`, a test an expression
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from aq_data.models.matching import outside
 from aq_data.models.query import All, AnyOf, Compare, Element, Exists, Match, Node, Not, Words
 from aq_data.models.terms import KIND_ORDER, TEXT_PREFIX
 
-__all__ = ["NOTHING", "Catalog", "Compiler", "Path", "Statement", "joined"]
+__all__ = ["NOTHING", "Catalog", "Compiler", "Path", "Range", "Statement", "joined"]
 
 _OPERATORS = {"eq": "=", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 
@@ -41,12 +41,13 @@ def joined(word: str, parts: list[Statement], empty: Statement) -> Statement:
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """A row of `paths`: its number, kind, and whether some document has several values, or all too many."""
+    """A row of `paths`."""
 
     p: int
     kind: str
     multi: bool
     many: bool
+    n: int
 
 
 class Catalog:
@@ -59,13 +60,20 @@ class Catalog:
     def paths(self, path: str) -> list[Path]:
         """Every kind of value that stands at a path."""
         if path not in self._known:
-            rows = self._connection.execute("SELECT p, kind, multi, many FROM paths WHERE path=?", (path,)).fetchall()
-            self._known[path] = [Path(p, kind, bool(multi), bool(many)) for p, kind, multi, many in rows]
+            rows = self._connection.execute("SELECT p, kind, multi, many, n FROM paths WHERE path=?", (path,)).fetchall()
+            self._known[path] = [Path(p, kind, bool(multi), bool(many), n) for p, kind, multi, many, n in rows]
         return self._known[path]
 
     def path(self, path: str, kind: str) -> Path | None:
         """That of one kind; None when no document has any."""
         return next((one for one in self.paths(path) if one.kind == kind), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Comparisons of one path and kind that all hold of one value; only where no document has several there."""
+
+    bounds: tuple[Compare, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +99,7 @@ class Compiler:
 
     # --- tests of one document -----------------------------------------------------------------------------------------
 
-    def test(self, node: Node, d: str) -> Statement:
+    def test(self, node: Node | Range, d: str) -> Statement:
         """Whether the document at position `d` (an SQL expression) is matched; a few look-ups at most."""
         if isinstance(node, All):
             return joined("AND", [self.test(child, d) for child in node.children], EVERYTHING)
@@ -102,7 +110,7 @@ class Compiler:
         if isinstance(node, Not):
             inner = self.test(node.child, d)
             return Statement(f"NOT {inner.sql}", inner.parameters)
-        if isinstance(node, Compare):
+        if isinstance(node, (Compare, Range)):
             return self._test_compare(node, d)
         if isinstance(node, Exists):
             numbers = ",".join(str(path.p) for path in self._catalog.paths(node.path))
@@ -116,20 +124,20 @@ class Compiler:
                 f"EXISTS (SELECT 1 FROM facts t WHERE t.d={d} AND t.p={path.p} AND {found.sql})", found.parameters
             )
         if isinstance(node, Words):
-            return Statement(f"EXISTS (SELECT 1 FROM words WHERE words MATCH ? AND rowid={d})", (_words(node),))
+            tests = [Statement(f"EXISTS ({sql} AND rowid={d})", (_words(node),)) for sql in self._words_tables("1")]
+            return joined("OR", tests, NOTHING)
         inner = self.test(outside(node.child, node.path), d)
         exact = Statement(f"aq_element(?, (SELECT document FROM datafiles WHERE seq={d}))", (self._hand(node),))
         return joined("AND", [inner, exact], EVERYTHING)
 
-    def _test_compare(self, node: Compare, d: str) -> Statement:
-        path = self._catalog.path(node.path, node.kind)
+    def _test_compare(self, node: Compare | Range, d: str) -> Statement:
+        bounds = node.bounds if isinstance(node, Range) else (node,)
+        path = self._catalog.path(bounds[0].path, bounds[0].kind)
         if path is None:
             return NOTHING
-        if node.kind == "whole":
-            return Statement(f"EXISTS (SELECT 1 FROM terms WHERE p {self._p(path.p)} AND v=? AND d={d})", (node.value,))
-        return Statement(
-            f"EXISTS (SELECT 1 FROM facts WHERE d={d} AND p={path.p} AND v{_OPERATORS[node.op]}?)", (node.value,)
-        )
+        table = f"terms WHERE p {self._p(path.p)}" if path.kind == "whole" else f"facts WHERE p={path.p}"
+        within = _within(bounds)
+        return Statement(f"EXISTS (SELECT 1 FROM {table} AND d={d} AND {within.sql})", within.parameters)
 
     def grouped(self, node: AnyOf) -> tuple[list[Group], list[Node]]:
         """Equalities of one path and kind together, which keeps long `$in` lists within SQLite's depth; and the rest."""
@@ -164,16 +172,15 @@ class Compiler:
 
     # --- sets of documents -----------------------------------------------------------------------------------------------
 
-    def documents(self, node: Node) -> Statement | None:
-        """`SELECT d` of everything that matches, by index, perhaps with repeats; None where no index leads there.
-
-        What the index does not know (words of deleted documents apart) is not in it.
-        """
-        if isinstance(node, Compare):
-            path = self._catalog.path(node.path, node.kind)
+    def documents(self, node: Node | Range) -> Statement | None:
+        """`SELECT d` of everything that matches, by index, perhaps with repeats; None where no index leads there."""
+        if isinstance(node, (Compare, Range)):
+            bounds = node.bounds if isinstance(node, Range) else (node,)
+            path = self._catalog.path(bounds[0].path, bounds[0].kind)
             if path is None:
                 return _EMPTY
-            return Statement(f"SELECT d FROM terms WHERE p {self._p(path.p)} AND v{_OPERATORS[node.op]}?", (node.value,))
+            within = _within(bounds)
+            return Statement(f"SELECT d FROM terms WHERE p {self._p(path.p)} AND {within.sql}", within.parameters)
         if isinstance(node, Exists):
             numbers = [str(p) for path in self._catalog.paths(node.path) for p in self._signed(path.p)]
             return Statement(f"SELECT d FROM terms WHERE p IN ({','.join(numbers)})") if numbers else _EMPTY
@@ -184,8 +191,8 @@ class Compiler:
             found = self._found(node)
             return Statement(f"SELECT t.d FROM terms t WHERE t.p {self._p(path.p)} AND {found.sql}", found.parameters)
         if isinstance(node, Words):
-            alive = "" if self._include_deleted else " JOIN datafiles f ON f.seq=w.rowid AND f.deleted=0"
-            return Statement(f"SELECT w.rowid AS d FROM words w{alive} WHERE w.words MATCH ?", (_words(node),))
+            tables = self._words_tables("rowid AS d")
+            return Statement(" UNION ALL ".join(tables), (_words(node),) * len(tables))
         if isinstance(node, Element):
             found_in = self.documents(outside(node.child, node.path))
             return None if found_in is None else self.those(found_in, [node])
@@ -201,6 +208,10 @@ class Compiler:
                     return self.those(part, [*node.children[:i], *node.children[i + 1 :]])
         return None
 
+    def _words_tables(self, what: str) -> list[str]:
+        tables = ("words", "buried_words") if self._include_deleted else ("words",)
+        return [f"SELECT {what} FROM {table} WHERE {table} MATCH ?" for table in tables]
+
     def _signed(self, p: int) -> tuple[int, ...]:
         return (p, -p) if self._include_deleted else (p,)
 
@@ -211,7 +222,7 @@ class Compiler:
             f"SELECT seq AS d FROM datafiles WHERE seq<=(SELECT value FROM progress WHERE name='indexed'){alive}"
         )
 
-    def those(self, documents: Statement, nodes: list[Node]) -> Statement:
+    def those(self, documents: Statement, nodes: Sequence[Node | Range]) -> Statement:
         """Of a set, those that match all nodes."""
         if not nodes:
             return documents
@@ -229,6 +240,12 @@ class Compiler:
 
 
 _EMPTY = Statement("SELECT 0 AS d WHERE 0")
+
+
+def _within(bounds: tuple[Compare, ...]) -> Statement:
+    """Over `v`: that it keeps all bounds."""
+    sql = " AND ".join(f"v{_OPERATORS[bound.op]}?" for bound in bounds)
+    return Statement(sql, tuple(bound.value for bound in bounds))
 
 
 def _union(parts: list[Statement]) -> Statement:

@@ -129,9 +129,11 @@ class SqliteSweeps(SweepLog):
 
         return await self._step(id, step)
 
-    async def seal(self, id: DataFileId, outcome: Literal["complete", "abandoned"], ending: Ending, at: str) -> State:
+    async def seal(
+        self, id: DataFileId, outcome: Literal["complete", "abandoned"], ending: Ending, at: str, actor: str = ""
+    ) -> State:
         def step(_: sqlite3.Connection, __: int, plan: Plan, state: State) -> tuple[State, State]:
-            sealed = seal(plan, state, outcome, ending, at)
+            sealed = seal(plan, state, outcome, ending, at, actor)
             return (state, state) if sealed is None else (sealed, sealed)
 
         return await self._step(id, step)

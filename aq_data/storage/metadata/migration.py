@@ -123,7 +123,7 @@ def _rebuild(connection: sqlite3.Connection) -> None:
     if "pid" not in columns:
         connection.execute("ALTER TABLE datafiles ADD COLUMN pid TEXT")
         connection.execute("UPDATE datafiles SET pid=json_extract(CAST(document AS TEXT), '$.pid')")
-    for table in ("terms", "facts", "facets", "words", "paths"):
+    for table in ("terms", "facts", "facets", "words", "buried_words", "paths"):
         connection.execute(f"DROP TABLE IF EXISTS {table}")
     for statement in SCHEMA:
         connection.execute(statement)

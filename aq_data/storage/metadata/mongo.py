@@ -6,7 +6,8 @@ is acknowledged is on disk of most members and found by the next question on any
 - `insert` and `bar` compete for the document under the DataFile's id. `bar` adds the key to its `barred`, making a document
   of nothing else where there is none; `insert` fills a document that is absent or has nothing else, if its attempt is not
   barred. Whichever comes second sees the first.
-- `replace` is a compare-and-set of `revision`, which also looks at `barred`.
+- `replace` is a compare-and-set of `revision`, which also looks at `barred`. The change stands in the document itself until
+  the next one replaces it; before that it is copied to `changes`, where so only what was true is found.
 - Steps of sweeps: see `_mongo_sweeps`.
 
 When no answer comes to a write, it is tried again, and a mark that only this call could have made (`attempt`, `by`) tells
@@ -28,6 +29,7 @@ from pymongo.errors import ConnectionFailure, DuplicateKeyError, ServerSelection
 
 from aq_data.errors import ConfigError, UnavailableError
 from aq_data.models.datafile import FORMAT, DataFileId
+from aq_data.models.history import Change
 from aq_data.models.paths import SortKey
 from aq_data.models.query import Node
 from aq_data.storage.metadata._mongo_border import border, open_client
@@ -35,7 +37,7 @@ from aq_data.storage.metadata._mongo_questions import Questions
 from aq_data.storage.metadata._mongo_records import INDEXES, SCHEMA_VERSION, Stored, make_mark, read_record, stored
 from aq_data.storage.metadata._mongo_sweeps import MongoSweeps
 from aq_data.storage.metadata.record import Record
-from aq_data.storage.metadata.store import MetadataStore, Page, Token
+from aq_data.storage.metadata.store import CHANGES_BYTES, MetadataStore, Page, Token
 from aq_data.storage.metadata.sweeplog import SweepLog
 
 __all__ = ["MongoStore"]
@@ -143,7 +145,7 @@ class MongoStore(MetadataStore):
         document = record.document
         if document.sweep is not None and document.state == "open":
             return await self._sweeps.replace(record, expected_revision, publishes)
-        datafiles, kept, mark = await self.collection("datafiles"), await self.kept(record), make_mark()
+        datafiles, kept, mark = await self.collection("datafiles"), await self.kept(record, expected_revision), make_mark()
         wanted = {"_id": document.id, "revision": expected_revision, "barred": {"$ne": publishes}}
         was_cut_off = False
         with border():
@@ -171,20 +173,32 @@ class MongoStore(MetadataStore):
                 check_not_barred(found, (publishes,))
         raise UnavailableError(f"whether the change of {document.id} was made cannot be told; read it again")
 
-    async def kept(self, record: Record) -> Stored:
-        """The form in which a record is stored; before that, the dimensions of its quantities are."""
+    async def kept(self, record: Record, replaced: int | None = None) -> Stored:
+        """The form in which a record is stored; before that, the dimensions of its quantities are.
+
+        When it is to replace a revision, the change that stands there is moved to the others first.
+        """
         kept = stored(record)
-        new = kept.quantities - self._known_quantities
-        if new:
-            kinds = await self.collection("kinds")
-            rows = [
-                UpdateOne({"_id": f"{path}\0{kind}"}, {"$setOnInsert": {"path": path, "kind": kind}}, upsert=True)
-                for path, kind in sorted(new)
-            ]
-            with border():
+        with border():
+            new = kept.quantities - self._known_quantities
+            if new:
+                kinds = await self.collection("kinds")
+                rows = [
+                    UpdateOne({"_id": f"{path}\0{kind}"}, {"$setOnInsert": {"path": path, "kind": kind}}, upsert=True)
+                    for path, kind in sorted(new)
+                ]
                 await self.again(lambda: kinds.bulk_write(rows, ordered=False))
-            self._known_quantities |= new
+                self._known_quantities |= new
+            if replaced is not None:
+                await self._move_change(record.document.id, replaced)
         return kept
+
+    async def _move_change(self, id: DataFileId, revision: int) -> None:
+        datafiles, changes = await self.collection("datafiles"), await self.collection("changes")
+        row = await datafiles.find_one({"_id": id, "revision": revision, "change": {"$exists": True}}, {"change": 1})
+        if row is not None:
+            key, change = _change_key(id, revision), {"$setOnInsert": {"change": row["change"]}}
+            await self.again(lambda: changes.update_one({"_id": key}, change, upsert=True))
 
     async def bar(self, id: DataFileId, key: str) -> None:
         datafiles = await self.collection("datafiles")
@@ -205,6 +219,28 @@ class MongoStore(MetadataStore):
         with border():
             row = await datafiles.find_one({"_id": id}, {"document": 1, "attempt": 1, "digest": 1})
         return None if row is None or "document" not in row else read_record(row)
+
+    async def changes(self, id: DataFileId, limit: int, before: int | None = None) -> list[Change]:
+        datafiles, changes = await self.collection("datafiles"), await self.collection("changes")
+        found: list[Change] = []
+        size = 0
+        with border():
+            # All but the newest were moved before that one could be written.
+            newest = await datafiles.find_one({"_id": id}, {"change": 1, "revision": 1}) or {}
+            last = newest.get("revision", 0)
+            if "change" in newest and (before is None or last < before) and limit:
+                found.append(msgspec.json.decode(newest["change"], type=Change))
+                size = len(newest["change"])
+            if limit <= len(found):
+                return found
+            behind = {"_id": {"$gt": f"{id}/", "$lt": _change_key(id, last if before is None else min(before, last))}}
+            async with changes.find(behind, batch_size=10).sort("_id", -1).limit(limit - len(found)) as rows:
+                async for row in rows:
+                    size += len(row["change"])
+                    if found and size > CHANGES_BYTES:
+                        break
+                    found.append(msgspec.json.decode(row["change"], type=Change))
+        return found
 
     async def search(self, node: Node, sort: SortKey, limit: int, cursor: str | None, include_deleted: bool = False) -> Page:
         return await self._questions.search(node, sort, limit, cursor, include_deleted)
@@ -256,6 +292,10 @@ class MongoStore(MetadataStore):
 
     async def close(self) -> None:
         await self._client.close()
+
+
+def _change_key(id: DataFileId, revision: int) -> str:
+    return f"{id}/{revision:016}"
 
 
 def pauses() -> list[float | None]:

@@ -8,6 +8,7 @@ settings a measurement has, and a search still finds every acknowledged save.
 from __future__ import annotations
 
 import asyncio
+import math
 import sqlite3
 import threading
 import time
@@ -23,9 +24,11 @@ import msgspec
 
 from aq_data.errors import ConfigError, ConflictError, QueryError, UnavailableError
 from aq_data.models.datafile import FORMAT, DataFile, DataFileId
+from aq_data.models.history import Change
 from aq_data.models.paths import SortKey
 from aq_data.models.query import Node
 from aq_data.models.values import format_instant
+from aq_data.storage.metadata._changes import add_change, changes_before
 from aq_data.storage.metadata._connection import Writer, border, open_connection
 from aq_data.storage.metadata._functions import handing, install
 from aq_data.storage.metadata._index import BACKLOG, TermIndex
@@ -173,6 +176,8 @@ class SqliteStore(MetadataStore):
             (document.revision, is_deleted, record.attempt, record.digest, document.pid, encoded, seq),
         )
         self._index.replace(connection, seq, (row[1], row[2]), (is_deleted, encoded))
+        if record.change is not None:
+            add_change(connection, seq, record.change)
         if document.sweep is not None and document.state == "open":
             self._sweeps.note_revision(connection, document.id, document.revision)
         return True
@@ -221,6 +226,9 @@ class SqliteStore(MetadataStore):
             del self._records[oldest]
             self._cached_bytes -= self._sizes.pop(oldest)
 
+    async def changes(self, id: DataFileId, limit: int, before: int | None = None) -> list[Change]:
+        return await self.read(lambda connection: changes_before(connection, id, before, limit))
+
     async def search(self, node: Node, sort: SortKey, limit: int, cursor: str | None, include_deleted: bool = False) -> Page:
         start = Cursor.decode(cursor, sort, int) if cursor is not None else None
         return await self._ask(node, lambda question: question.page(sort, limit, start), include_deleted)
@@ -236,7 +244,7 @@ class SqliteStore(MetadataStore):
         """The answer in one snapshot that has everything acknowledged by now; QueryError when it takes too long."""
 
         def operation(connection: sqlite3.Connection) -> T:
-            with _limited(connection), handing() as hand:
+            with _limited(connection) as end, handing(end) as hand:
                 connection.execute("BEGIN")
                 try:
                     return ask(Question(connection, node, hand, include_deleted))
@@ -326,12 +334,12 @@ def _check_pid(connection: sqlite3.Connection, document: DataFile) -> None:
 
 
 @contextmanager
-def _limited(connection: sqlite3.Connection) -> Iterator[None]:
-    """What is asked in this block ends after QUERY_SECONDS."""
+def _limited(connection: sqlite3.Connection) -> Iterator[float]:
+    """What is asked in this block ends after QUERY_SECONDS; when that is."""
     end = time.monotonic() + QUERY_SECONDS
     connection.set_progress_handler(lambda: time.monotonic() > end, 50_000)
     try:
-        yield
+        yield end
     except sqlite3.OperationalError as exc:
         if time.monotonic() > end:
             raise QueryError(
@@ -347,4 +355,6 @@ def _value(kind: str, value: Any) -> object:
         return bool(value)
     if kind == "date":
         return {"$date": format_instant(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=value))}
+    if value in (math.inf, -math.inf):
+        return {"$float": "Infinity" if value > 0 else "-Infinity"}
     return value

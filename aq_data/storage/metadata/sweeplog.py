@@ -75,7 +75,9 @@ class SweepLog(ABC):
         """
 
     @abstractmethod
-    async def seal(self, id: DataFileId, outcome: Literal["complete", "abandoned"], ending: Ending, at: str) -> State:
+    async def seal(
+        self, id: DataFileId, outcome: Literal["complete", "abandoned"], ending: Ending, at: str, actor: str = ""
+    ) -> State:
         """End the log (`models.sweep.seal`). The first seal wins."""
 
     @abstractmethod
@@ -115,6 +117,7 @@ class SweepLog(ABC):
         """Put the record of the finished sweep in place and mark it ended, if `token` holds the lease and all is folded.
 
         "stale" when the record has another revision now, "fenced" when the lease is another's; nothing changes then.
+        The record's `change` is kept as by `MetadataStore.replace`.
         """
 
     @abstractmethod

@@ -14,7 +14,7 @@ from litestar import Request
 
 from aq_data.errors import TooLargeError, UnsupportedMediaError, ValidationError
 
-__all__ = ["FormPart", "body_pieces", "form_events", "if_match", "json_body", "matches_etag"]
+__all__ = ["FormPart", "body_bytes", "body_pieces", "form_events", "if_match", "json_body", "matches_etag"]
 
 T = TypeVar("T")
 AnyRequest = Request[Any, Any, Any]
@@ -53,10 +53,15 @@ async def json_body(request: AnyRequest, type: type[T], limit: int, media: tuple
     """The body decoded into `type`; ValidationError says where it does not fit."""
     if media_type(request) not in media:
         raise UnsupportedMediaError(f"send the body as {' or '.join(media)}")
+    return decode_json(await body_bytes(request, limit), type, "body")
+
+
+async def body_bytes(request: AnyRequest, limit: int) -> bytes:
+    """The whole body, in memory."""
     content = bytearray()
     async for piece in body_pieces(request, limit):
         content += piece
-    return decode_json(bytes(content), type, "body")
+    return bytes(content)
 
 
 def decode_json(content: bytes, type: type[T], what: str) -> T:
