@@ -186,6 +186,21 @@ def test_a_change_of_an_open_sweep_without_an_answer_is_noted_once(open_store, p
     within(open_store, body)
 
 
+def test_a_pid_that_another_has_is_a_conflict_for_an_open_sweep_too(open_store):
+    """Its document is changed on a way of its own."""
+
+    async def body(store):
+        await store.insert(record(pid="lab/1"))
+        one, plan, state = new_sweep()
+        one = changed(one, sweep=SweepInfo())
+        await store.sweeps.open(one, plan, state, [])
+        with pytest.raises(ConflictError, match="lab/1"):
+            await store.replace(changed(one, pid="lab/1"), 2)
+        assert await store.get(plan.id) == one
+
+    within(open_store, body)
+
+
 def test_a_database_that_stays_away_is_unavailable(open_store, proxy):
     """After a few tries; nothing is said to be done that may not be."""
 

@@ -1,6 +1,7 @@
 """What a record looks like in MongoDB: one document of `datafiles` under the DataFile's id, and the indexes over it.
 
     revision, deleted, attempt, digest, document    as in `Record`; `document` is JSON bytes
+    pid                                             that of the document, while it is alive: unique
     o                                               its place in order of saving: `created_at`, then the id, in 24 bytes
     s                                               for each path of `SORTED` its sort value and `o`, compared as one
     t                                               its terms: a field for each (path, kind), named by a hash of the two
@@ -65,6 +66,7 @@ INDEXES: tuple[tuple[str, list[tuple[str, int]], dict[str, Any]], ...] = (
     (TERMS_INDEX, [("t.$**", 1)], {}),
     ("created_at", [("deleted", 1), ("o", 1)], {}),
     *((path, [("deleted", 1), (f"s.{path}", 1)], {}) for path in SORTED),
+    ("pids", [("pid", 1)], {"unique": True, "partialFilterExpression": {"pid": {"$type": "string"}}}),
     ("pending", [("sweep.pending", 1)], {"partialFilterExpression": {"sweep.pending": True}}),
 )
 """Name, keys and options."""
@@ -115,6 +117,10 @@ def stored(record: Record) -> Stored:
     }
     kinds = frozenset((term.path, term.kind) for term in found if term.kind.startswith(QUANTITY))
     removed = {"t" if is_deleted else "g": ""}
+    if document.pid is None or is_deleted:
+        removed["pid"] = ""
+    else:
+        fields["pid"] = document.pid
     if record.change is None:
         removed["change"] = ""
     else:

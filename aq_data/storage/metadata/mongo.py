@@ -32,7 +32,7 @@ from aq_data.models.datafile import FORMAT, DataFileId
 from aq_data.models.history import Change
 from aq_data.models.paths import SortKey
 from aq_data.models.query import Node
-from aq_data.storage.metadata._mongo_border import border, open_client
+from aq_data.storage.metadata._mongo_border import border, open_client, taken_pid
 from aq_data.storage.metadata._mongo_questions import Questions
 from aq_data.storage.metadata._mongo_records import INDEXES, SCHEMA_VERSION, Stored, make_mark, read_record, stored
 from aq_data.storage.metadata._mongo_sweeps import MongoSweeps
@@ -125,8 +125,10 @@ class MongoStore(MetadataStore):
                 try:
                     await datafiles.update_one(absent, change, upsert=True)
                     return None
-                except DuplicateKeyError:
+                except DuplicateKeyError as exc:
                     found = await datafiles.find_one({"_id": id})
+                    if taken_pid(exc) is not None and (found is None or "deleted" not in found):
+                        raise
                 except ServerSelectionTimeoutError:
                     raise
                 except ConnectionFailure:
