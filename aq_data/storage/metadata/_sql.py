@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from aq_data.models.paths import ELEMENT
+from aq_data.models.matching import outside
 from aq_data.models.query import All, AnyOf, Compare, Element, Exists, Match, Node, Not, Words
 from aq_data.models.terms import KIND_ORDER, TEXT_PREFIX
 
-__all__ = ["NOTHING", "Catalog", "Compiler", "Path", "Range", "Statement", "joined", "outside"]
+__all__ = ["NOTHING", "Catalog", "Compiler", "Path", "Range", "Statement", "joined"]
 
 MANY_WORDS = 50
 """Words that begin alike are asked for one by one up to here."""
@@ -293,17 +293,3 @@ def _beyond(prefix: str) -> str:
         prefix = prefix[:-1]
     following = ord(prefix[-1]) + 1 if prefix else 0x10FFFF
     return prefix[:-1] + chr(0xE000 if following == 0xD800 else following)  # surrogates are no characters
-
-
-def outside(node: Node, path: str) -> Node:
-    """What must hold of the document when an element of the list at `path` is matched by `node`; perhaps more general."""
-    if isinstance(node, (Compare, Exists, Match)):
-        inside = node.path.removeprefix(ELEMENT)
-        return replace(node, path=path + inside)
-    if isinstance(node, Element):
-        return outside(node.child, path + node.path.removeprefix(ELEMENT))
-    if isinstance(node, AnyOf):
-        return AnyOf(tuple(outside(child, path) for child in node.children))
-    if isinstance(node, All):
-        return All(tuple(outside(child, path) for child in node.children))
-    return All(())
