@@ -108,7 +108,10 @@ class MetadataStore(ABC):
 
     @abstractmethod
     def scan(self) -> AsyncIterator[Record]:
-        """Every record, tombstones included, in order of saving; records saved meanwhile may or may not appear."""
+        """Every record, tombstones included, in order of saving; records saved meanwhile may or may not appear.
+
+        The order of saving is that of `created_at`, then of the id, where several servers save into one database.
+        """
 
     @abstractmethod
     async def add_token(self, token: Token) -> None:
