@@ -2,17 +2,20 @@
 
 import asyncio
 import logging
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
+from aq_data.storage.metadata._mongo_records import SCHEMA_VERSION as MONGO_SCHEMA
+from aq_data.storage.metadata.mongo import MongoStore
 from aq_data.storage.metadata.sqlite import SqliteStore
 from benchmarks.aq_askers import ClientAsker, StoreAsker
 from benchmarks.asking import Asker, Finding, ask_family
 from benchmarks.catalogue import GENERATOR_VERSION
-from benchmarks.catalogue_store import database_of, ensure_sqlite
+from benchmarks.catalogue_store import database_of, ensure_sqlite, fill, told
 from benchmarks.driver_process import DriverProcess
 from benchmarks.questions import Truth
 from benchmarks.server_process import ServerProcess
@@ -21,7 +24,7 @@ from benchmarks.tiled_environment import TILED, ensure_tiled
 
 __all__ = ["SIDES", "Ask", "open_sides"]
 
-SIDES = ("store", "http", "tiled")
+SIDES = ("store", "http", "mongo", "tiled")
 Ask: TypeAlias = Callable[[str, int, int], Finding]
 """Ask one family so many questions, each so many times."""
 _TOLD = 1000
@@ -36,6 +39,9 @@ def open_sides(names: list[str], documents: int, cache: Path, stack: ExitStack) 
     for name in names:
         if name == "tiled":
             sides[name] = stack.enter_context(_tiled(documents, cache))
+            continue
+        if name == "mongo":
+            sides[name] = _in_this_process(stack.enter_context(_mongo(documents, cache)), name, truth)
             continue
         folder = ensure_sqlite(documents, cache)
         asker = stack.enter_context(_store(folder) if name == "store" else _server(folder))
@@ -65,6 +71,27 @@ def _server(folder: Path) -> Iterator[Asker]:
         yield ClientAsker(server.url)
     finally:
         server.stop()
+
+
+@contextmanager
+def _mongo(documents: int, cache: Path) -> Iterator[Asker]:
+    """MongoDB's own engine, as the tests run it (`make services` first), on a folder in the cache."""
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    from services.mongo import Engine  # type: ignore[import-not-found]  # beside the tests
+
+    folder = cache / f"catalogue-{GENERATOR_VERSION}-mongo-{MONGO_SCHEMA}" / str(documents)
+    folder.mkdir(parents=True, exist_ok=True)
+    engine = Engine(folder.absolute())
+    try:
+        with asyncio.Runner() as loop:
+            store = MongoStore(engine.url, "catalogue")
+            try:
+                loop.run(fill(store, documents, told))
+                yield StoreAsker(store, loop)
+            finally:
+                loop.run(store.close())
+    finally:
+        engine.kill()
 
 
 @contextmanager
