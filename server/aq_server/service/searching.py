@@ -20,6 +20,8 @@ __all__ = ["MAX_LIMIT", "SearchRequest", "Searching"]
 PAGE = 100
 MAX_LIMIT = 1000
 """Documents on one page; a longer list is paged with the cursor."""
+MAX_FIELDS = 1000
+"""Paths that a search or a table may ask for."""
 
 
 class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,6 +49,8 @@ class Searching:
         limit = PAGE if request.limit is None else request.limit
         if not 0 <= limit <= MAX_LIMIT:
             raise QueryError(f"limit is 0 to {MAX_LIMIT}, not {limit}; use the cursor for more")
+        if request.fields is not None and len(request.fields) > MAX_FIELDS:
+            raise QueryError(f"`fields` are at most {MAX_FIELDS} paths, not {len(request.fields)}")
         page = await self._metadata.search(
             parse_filter(request.filter), parse_sort(request.sort), limit, request.cursor, request.include_deleted
         )
