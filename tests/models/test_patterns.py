@@ -39,9 +39,7 @@ def taken(pattern: str):
     """The pattern, or None where it is refused."""
     try:
         return parse_pattern(pattern, "a")
-    except QueryError as exc:
-        assert exc.details["operator"] == "$regex"
-        assert str(exc).startswith("a: ")
+    except QueryError:
         return None
 
 
