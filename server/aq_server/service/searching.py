@@ -21,6 +21,8 @@ __all__ = ["MAX_LIMIT", "Found", "SearchRequest", "Searching"]
 PAGE = 100
 MAX_LIMIT = 1000
 """Documents on one page; a longer list is paged with the cursor."""
+MAX_FIELDS = 1000
+"""Paths that a search or a table may ask for."""
 
 
 class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,6 +58,8 @@ class Searching:
         limit = PAGE if request.limit is None else request.limit
         if not 0 <= limit <= MAX_LIMIT:
             raise QueryError(f"limit is 0 to {MAX_LIMIT}, not {limit}; use the cursor for more")
+        if request.fields is not None and len(request.fields) > MAX_FIELDS:
+            raise QueryError(f"`fields` are at most {MAX_FIELDS} paths, not {len(request.fields)}")
         node = _parsed(request.filter, request.text)
         page = await self._metadata.search(node, parse_sort(request.sort), limit, request.cursor, request.include_deleted)
         documents = [await self._present(document) for document in page.documents]
