@@ -224,7 +224,7 @@ class _Parser:
     def listed(self, path: str, name: str, op: str, operand: Any, depth: int) -> Node:
         if not isinstance(operand, list):
             raise QueryError(f"{name}: {op} takes a list, not {_shown(operand)}", operator=op)
-        self.clauses += len(operand) // 10
+        self.clauses += len(operand) // (1 if op == "$all" else 10)
         self.count(depth)
         equal = [self.equal(path, name, item) for item in operand]
         if op == "$all":
