@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from aq_data.client.live import Event
     from aq_data.client.sweeps import Sweep
     from aq_data.connecting import connect
+    from aq_data.models.difference import MISSING
 
-__all__ = ["Client", "DataFile", "Event", "Hits", "Result", "Sweep", "connect", "errors"]
+__all__ = ["MISSING", "Client", "DataFile", "Event", "Hits", "Result", "Sweep", "connect", "errors"]
 
 # `connect` lives in `connecting`: a module of its own name would take the function's place once imported.
 _HOMES = {
+    "MISSING": "aq_data.models.difference",
     "Client": "aq_data.client.client",
     "DataFile": "aq_data.client.datafile",
     "Event": "aq_data.client.live",

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from aq_data.client.bulk import Result, delete_many, get_many, save_many, update_many
+from aq_data.client.comparing import Comparison, Differences, History
 from aq_data.client.connections import Source, release
 from aq_data.client.datafile import DataFile, Hits
 from aq_data.client.declaring import declare_sweep
@@ -24,13 +25,25 @@ from aq_data.errors import ConflictError, NotFoundError, UnavailableError, Valid
 from aq_data.models.datafile import TYPED_FIELDS, check_id, make_id
 from aq_data.models.sweep import NewSweep, NewSweepArray, check_new_sweep
 from aq_data.models.values import from_tagged, to_tagged
-from aq_data.wire.routes import COUNT, DATAFILES, DISTINCT, datafile_path, sweep_path
+from aq_data.wire.routes import (
+    COMPARE,
+    COUNT,
+    DATAFILES,
+    DISTINCT,
+    datafile_path,
+    diff_path,
+    revert_path,
+    revisions_path,
+    sweep_path,
+)
 
 __all__ = ["Client"]
 
 DELIVERING_SECONDS = 60.0
 """`close` waits so long for what is being delivered; the rest stays in the spool."""
 WAIT_SECONDS = 0.05
+CHANGES = 1000
+"""Changes the server lists at once."""
 FIRST = 100
 """Hits of a search that was given no limit."""
 
@@ -193,10 +206,38 @@ class Client:
         """
         return follow(self._http, check_id(id), after, time.sleep)
 
-    def get(self, id: str, include_deleted: bool = False) -> DataFile:
-        """The DataFile of an id; NotFoundError when there is none, or (code `deleted`) only a tombstone."""
-        query = "?include_deleted=true" if include_deleted else ""
-        return self._file(self._http.json("GET", datafile_path(id) + query))
+    def get(self, id: str, include_deleted: bool = False, revision: int | None = None) -> DataFile:
+        """The DataFile of an id; NotFoundError when there is none, or (code `deleted`) only a tombstone.
+
+        With `revision` its document as it was then; arrays are what they are.
+        """
+        wanted = {"include_deleted": "true" if include_deleted else None, "revision": revision}
+        query = "&".join(f"{name}={value}" for name, value in wanted.items() if value is not None)
+        return self._file(self._http.json("GET", datafile_path(id) + (f"?{query}" if query else "")))
+
+    def diff(self, a: str, b: str) -> Differences:
+        """Which settings and fields differ between two DataFiles, by id; what the server sets is left out."""
+        return Differences(self._http.json("GET", diff_path(a, b)))
+
+    def compare(self, ids: Iterable[str]) -> Comparison:
+        """Which settings and fields vary among up to 1000 DataFiles, and their values in each; `.table()` for pandas."""
+        return Comparison(self._http.json("POST", COMPARE, {"ids": list(ids)}))
+
+    def history(self, id: str, limit: int | None = 100) -> History:
+        """The changes of a DataFile, also of one that was deleted: who, when, what; newest first. `limit` None for all."""
+        changes: list[dict[str, Any]] = []
+        before = ""
+        while True:
+            wanted = CHANGES if limit is None else min(CHANGES, limit - len(changes))
+            page = self._http.json("GET", f"{revisions_path(id)}?limit={wanted}{before}")
+            changes += page["items"]
+            if page["next"] is None or (limit is not None and len(changes) >= limit):
+                return History(id, changes)
+            before = f"&before={page['next']}"
+
+    def revert(self, id: str, revision: int) -> DataFile:
+        """Give it the typed fields and metadata of an old revision, as a new one. Arrays, files and state stay."""
+        return self._file(self._http.json("POST", revert_path(id), {"revision": revision}))
 
     def get_many(self, ids: Iterable[str]) -> list[Result]:
         """The DataFiles of many ids, each with `file` or `error`, in order."""
@@ -244,6 +285,7 @@ class Client:
         self,
         filter: Mapping[str, Any] | None = None,
         *,
+        text: str | None = None,
         sort: str = "-created_at",
         limit: int | msgspec.UnsetType | None = msgspec.UNSET,
         cursor: str | None = None,
@@ -251,12 +293,14 @@ class Client:
     ) -> Hits:
         """Find DataFiles by any setting: `{"chip": "C7", "measured_at": {"$gte": "2026-01-01"}}`.
 
-        Keys are typed fields (`name`, `instruments.vna.settings.power.value`) or else free metadata. `sort` is a path, with
-        `-` before it for descending. Without a `limit` there are up to 100 hits, with None all; `Hits.table` has every match
-        unless there is a limit. QueryError names what cannot be understood.
+        Keys are typed fields (`name`, `instruments.vna.settings.power.value`) or else free metadata. `text` are words that
+        all have to be found, in any order, each the beginning of a word in names, comments, tags, settings and other texts.
+        `sort` is a path, with `-` before it for descending. Without a `limit` there are up to 100 hits, with None all;
+        `Hits.table` has every match unless there is a limit. QueryError names what cannot be understood.
         """
         question = {
             "filter": to_tagged(dict(filter or {}), "filter"),
+            "text": text,
             "sort": sort,
             "cursor": cursor,
             "include_deleted": include_deleted,
@@ -265,13 +309,16 @@ class Client:
             return Hits(self._http, self._source, question, FIRST, None)
         return Hits(self._http, self._source, question, limit, limit)
 
-    def count(self, filter: Mapping[str, Any] | None = None) -> int:
+    def count(self, filter: Mapping[str, Any] | None = None, *, text: str | None = None) -> int:
         """How many DataFiles match, exactly."""
-        return int(self._http.json("POST", COUNT, {"filter": to_tagged(dict(filter or {}), "filter")})["count"])
+        question = {"filter": to_tagged(dict(filter or {}), "filter"), "text": text}
+        return int(self._http.json("POST", COUNT, question)["count"])
 
-    def distinct(self, field: str, filter: Mapping[str, Any] | None = None, limit: int = 100) -> dict[Any, int]:
+    def distinct(
+        self, field: str, filter: Mapping[str, Any] | None = None, limit: int = 100, *, text: str | None = None
+    ) -> dict[Any, int]:
         """The values at a path and how many DataFiles have each, most frequent first: `client.distinct("station")`."""
-        question = {"field": field, "filter": to_tagged(dict(filter or {}), "filter"), "limit": limit}
+        question = {"field": field, "filter": to_tagged(dict(filter or {}), "filter"), "text": text, "limit": limit}
         found = self._http.json("POST", DISTINCT, question)["values"]
         return {from_tagged(entry["value"]): entry["count"] for entry in found}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
 
 from aq_data.client.arrays import RemoteArray
 from aq_data.client.connections import Source
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-__all__ = ["DataFile", "Hits"]
+__all__ = ["DataFile", "Highlight", "Hits"]
 
 LOAD_TRIES = 8
 PAGE = 1000
@@ -211,6 +211,22 @@ class DataFile:
         self.refresh()
 
 
+class Highlight(NamedTuple):
+    """A place where words were found: `text` around it, with their half-open [start, stop) positions in it."""
+
+    path: str
+    text: str
+    spans: tuple[tuple[int, int], ...]
+
+    def __str__(self) -> str:
+        """`comment: T1 vs [flux]`."""
+        parts, last = [], 0
+        for start, stop in self.spans:
+            parts += [self.text[last:start], "[", self.text[start:stop], "]"]
+            last = stop
+        return f"{self.path}: {''.join(parts)}{self.text[last:]}"
+
+
 class Hits(Sequence[DataFile]):
     """What a search found: a sequence of DataFiles, in order. `total` counts all matches, exactly if `total_is_exact`.
 
@@ -225,6 +241,7 @@ class Hits(Sequence[DataFile]):
         self._table = {**question, "limit": table_limit}
         self._question = dict(question)
         self._files: list[DataFile] = []
+        self._highlights: list[list[Highlight]] = []
         page = self._fetch()
         self.total, self.total_is_exact = int(page["total"]), bool(page["total_is_exact"])
 
@@ -232,6 +249,8 @@ class Hits(Sequence[DataFile]):
         wanted = PAGE if self._limit is None else min(PAGE, self._limit - len(self._files))
         page: dict[str, Any] = self._http.json("POST", SEARCH, {**self._question, "limit": wanted})
         self._files += [DataFile(self._http, document, self._source) for document in page["items"]]
+        for shown in page.get("highlights") or [[]] * len(page["items"]):
+            self._highlights.append([Highlight(one["path"], one["text"], tuple(map(tuple, one["spans"]))) for one in shown])
         self._question["cursor"] = page["cursor"]
         return page
 
@@ -243,6 +262,12 @@ class Hits(Sequence[DataFile]):
         while not self._is_whole:
             self._fetch()
         return self._files
+
+    @property
+    def highlights(self) -> list[list[Highlight]]:
+        """For each hit where its words stand, at most five places; empty lists where no words were looked for."""
+        self._all()
+        return self._highlights
 
     @property
     def cursor(self) -> str | None:

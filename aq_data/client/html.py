@@ -1,4 +1,4 @@
-"""How a DataFile and a list of hits look in a notebook. Everything that comes from a document is escaped."""
+"""How a DataFile, a list of hits and other tables look in a notebook. Everything that comes from a document is escaped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["datafile_html", "hits_html"]
+__all__ = ["datafile_html", "hits_html", "table_html"]
 
 
 def _cells(*values: Any, tag: str = "td") -> str:
@@ -65,3 +65,9 @@ def hits_html(documents: Sequence[Mapping[str, Any]], total: int, is_exact: bool
         )
     more = "" if is_exact else "+"
     return f"<div>{len(documents)} of {total}{more} DataFiles<table>{''.join(rows)}</table></div>"
+
+
+def table_html(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], more: str) -> str:
+    """A table under its title; `more` tells what it leaves out."""
+    lines = [_cells(*heads, tag="th"), *(_cells(*row) for row in rows)]
+    return f"<div>{escape(title)}<table>{''.join(lines)}</table>{escape(more)}</div>"

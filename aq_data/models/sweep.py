@@ -87,11 +87,12 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Seal(msgspec.Struct, frozen=True):
-    """The end of the log: nothing is accepted after it."""
+    """The end of the log: nothing is accepted after it. `actor` is the user of the token that asked for it."""
 
     outcome: Outcome
     reason: str
     at: str
+    actor: str = ""
 
 
 class State(msgspec.Struct, frozen=True):
@@ -307,7 +308,7 @@ def _region(plan: Plan, before: dict[str, int], after: dict[str, int], piece: Pi
 # --- the end -------------------------------------------------------------------------------------------------------------
 
 
-def seal(plan: Plan, state: State, outcome: Outcome, ending: Ending, at: str) -> State | None:
+def seal(plan: Plan, state: State, outcome: Outcome, ending: Ending, at: str, actor: str = "") -> State | None:
     """The state after the end was asked for; None when it had ended so before.
 
     Raises ConflictError: `missing_blocks` when a writer's last number has not come, `illegal_state` when it ended otherwise.
@@ -327,7 +328,7 @@ def seal(plan: Plan, state: State, outcome: Outcome, ending: Ending, at: str) ->
         raise ConflictError(
             f"the sweep {plan.id} is {state.seal.outcome} already; it cannot become {outcome}", code="illegal_state"
         )
-    return msgspec.structs.replace(state, seal=Seal(outcome, ending.reason[:MAX_REASON], at))
+    return msgspec.structs.replace(state, seal=Seal(outcome, ending.reason[:MAX_REASON], at, actor))
 
 
 def grown_arrays(plan: Plan, state: State, is_partial: bool = True) -> tuple[ArrayInfo, ...]:

@@ -29,6 +29,7 @@ _EXPONENT = re.compile(r"\*\*\s*(\()?[-+]?\d{1,2}(?:\.\d{1,3})?(?(1)\))(?!\s*\*\
 _COSTLY = re.compile(r"\*\*|(?<!\w)[\d.]")
 """What remains beside exponents: numbers of their own and powers of powers. Computing them could take for ever, and no unit
 has them."""
+_ONE_PER = re.compile(r"^\s*1\s*/")
 MAX_EXPONENT = 99
 _ROOT = re.compile(r"(?:sqrt|√)\(([^()]+)\)|√(\w+)")
 _FOREIGN = re.compile(r"[^\w\s*/^().%°·⁻+-]")
@@ -68,7 +69,7 @@ def parse_unit(text: str) -> Unit | None:
         return None
     registry = _registry()
     plain = _plain(_ROOT.sub(lambda root: f"({root[1] or root[2]})**0.5", text))
-    if _FOREIGN.search(plain) or _COSTLY.search(_EXPONENT.sub("", plain)):
+    if _FOREIGN.search(plain) or _COSTLY.search(_EXPONENT.sub("", _ONE_PER.sub("", plain))):
         return None
     try:
         powers = registry.parse_units_as_container(plain)

@@ -11,6 +11,7 @@ __all__ = [
     "BULK_DELETE",
     "BULK_GET",
     "BULK_ITEMS",
+    "COMPARE",
     "COUNT",
     "DATAFILES",
     "DISTINCT",
@@ -20,15 +21,19 @@ __all__ = [
     "array_path",
     "blocks_path",
     "datafile_path",
+    "diff_path",
     "events_path",
     "file_path",
     "preview_path",
+    "revert_path",
+    "revisions_path",
     "sweep_path",
     "written_path",
 ]
 
 API = "/api/v1"
 DATAFILES = f"{API}/datafiles"
+COMPARE = f"{DATAFILES}/compare"
 BULK = f"{DATAFILES}/bulk"
 BULK_GET = f"{BULK}/get"
 BULK_DELETE = f"{BULK}/delete"
@@ -48,6 +53,18 @@ SERVER_NAME = "aq-data"
 
 def datafile_path(id: str) -> str:
     return f"{DATAFILES}/{quote(id, safe='')}"
+
+
+def diff_path(id: str, other: str) -> str:
+    return f"{datafile_path(id)}/diff/{quote(other, safe='')}"
+
+
+def revisions_path(id: str) -> str:
+    return f"{datafile_path(id)}/revisions"
+
+
+def revert_path(id: str) -> str:
+    return f"{datafile_path(id)}/revert"
 
 
 def array_path(id: str, name: str) -> str:

@@ -67,7 +67,10 @@ def make_parser() -> argparse.ArgumentParser:
     for name, help in (("ls", "list the newest DataFiles"), ("search", "find DataFiles by a filter")):
         command = add(name, "client", help)
         if name == "search":
-            command.add_argument("filter", help='JSON, as in \'{"chip": "C7", "power": {"$lt": -20}}\'')
+            command.add_argument(
+                "filter", nargs="?", default="{}", help='JSON, as in \'{"chip": "C7", "power": {"$lt": -20}}\''
+            )
+            command.add_argument("--text", help="words to be found in names, comments, tags, settings and other texts")
         command.add_argument("--sort", default="-created_at", help="path to order by, - before it for descending")
         command.add_argument("--limit", type=int, help="default 20; with --fields every match")
         if name == "search":
@@ -77,6 +80,17 @@ def make_parser() -> argparse.ArgumentParser:
     show = add("show", "client", "show the document of a DataFile")
     show.add_argument("id")
     _client_flags(show)
+    diff = add("diff", "comparing", "tell which settings and fields differ between two DataFiles")
+    diff.add_argument("before", metavar="A", help="id of the first")
+    diff.add_argument("after", metavar="B", help="id of the second")
+    _client_flags(diff)
+    history = add("history", "comparing", "tell who changed a DataFile, when, and what")
+    history.add_argument("id")
+    _client_flags(history)
+    revert = add("revert", "comparing", "go back to the fields and metadata of an old revision, as a new one")
+    revert.add_argument("id")
+    revert.add_argument("revision", type=int)
+    _client_flags(revert)
     get = add("get", "client", "read a slice of an array, or an attached file")
     get.add_argument("id")
     get.add_argument("array", help="name of an array or an attached file")

@@ -36,15 +36,18 @@ from aq_server.routes.arrays import ArrayRoutes, ZarrRoutes
 from aq_server.routes.bulk import BulkRoutes
 from aq_server.routes.datafiles import DataFileRoutes, FileRoutes
 from aq_server.routes.docs import ReferencePage
+from aq_server.routes.history import ComparisonRoutes, HistoryRoutes
 from aq_server.routes.operation import OperationRoutes
 from aq_server.routes.search import SearchRoutes
 from aq_server.routes.sweeps import EventRoutes, SweepRoutes
 from aq_server.service.bulk import Bulk
 from aq_server.service.columns import Columns
+from aq_server.service.comparing import Comparing
 from aq_server.service.datafiles import DataFiles
 from aq_server.service.folding import Folding
 from aq_server.service.following import Following
 from aq_server.service.growing import Growing
+from aq_server.service.history import History
 from aq_server.service.maintenance import Maintenance
 from aq_server.service.notices import Notices, parse_secret
 from aq_server.service.reading import Reading
@@ -65,6 +68,8 @@ _ROUTES = [
     DataFileRoutes,
     BulkRoutes,
     FileRoutes,
+    HistoryRoutes,
+    ComparisonRoutes,
     ArrayRoutes,
     SearchRoutes,
     ZarrRoutes,
@@ -100,14 +105,35 @@ class Stores:
 
 
 def open_stores(config: ServerConfig) -> Stores:
-    """`data/metadata.sqlite` and `data/blobs/`, made when absent; or both in memory."""
+    """`data/metadata.sqlite`, or MongoDB, and `data/blobs/`, made when absent; or all in memory."""
+    address = _mongo_address(config)
+    if config.memory and address is not None:
+        raise ConfigError("memory and mongo exclude each other: name one of them")
     if config.memory:
         return Stores(SqliteStore(None), ArrayStore(MemoryBlobs()))
     folder = Path(config.data).expanduser()
     blobs = FolderBlobs(folder / "blobs")
     scratch = folder / "scratch"
     scratch.mkdir(exist_ok=True)
-    return Stores(SqliteStore(folder / DATABASE), ArrayStore(blobs, scratch))
+    metadata = _open_mongo(address, config) if address is not None else SqliteStore(folder / DATABASE)
+    return Stores(metadata, ArrayStore(blobs, scratch))
+
+
+def _mongo_address(config: ServerConfig) -> str | None:
+    if config.mongo_file is None:
+        return config.mongo
+    if config.mongo is not None:
+        raise ConfigError("mongo and mongo_file both name the address of MongoDB: keep one of them")
+    try:
+        return Path(config.mongo_file).expanduser().read_text().strip()
+    except OSError as exc:
+        raise ConfigError(f"mongo_file {config.mongo_file} cannot be read: {exc.strerror}") from exc
+
+
+def _open_mongo(address: str, config: ServerConfig) -> MetadataStore:
+    from aq_data.storage.metadata.mongo import MongoStore  # the driver costs 40 ms and 10 MB, which SQLite needs not pay
+
+    return MongoStore(address, config.mongo_database)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +164,8 @@ def build_app(config: ServerConfig, stores: Stores, *, ask_for_tokens: bool) -> 
         "sweeps": sweeps,
         "following": Following(stores.metadata, folder, signals),
         "datafiles": datafiles,
+        "history": History(datafiles, growing),
+        "comparing": Comparing(datafiles, growing),
         "reading": reading,
         "bulk": Bulk(datafiles, growing),
         "searching": searching,

@@ -12,7 +12,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from aq_data.errors import AqDataError, AuthenticationError, ForbiddenError
 from aq_data.storage.metadata.store import Token
-from aq_data.wire.routes import BULK_GET, SEARCH
+from aq_data.wire.routes import BULK_GET, COMPARE, SEARCH
 from aq_server.problems import PROBLEM_JSON, problem_headers, problem_of
 from aq_server.service.tokens import allows
 
@@ -27,11 +27,11 @@ LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 def required_scope(method: str, path: str) -> str | None:
     """The scope a request needs, decided by method: reading methods need `read`, all others `write`.
 
-    Searches and the bulk `get` are posts that only read. None for what is public.
+    Searches, comparisons and the bulk `get` are posts that only read. None for what is public.
     """
     if path in PUBLIC or path == "/" or path == "/docs" or path.startswith("/docs/"):
         return None
-    only_reads = path in (SEARCH, BULK_GET) or path.startswith(f"{SEARCH}/")
+    only_reads = path in (SEARCH, COMPARE, BULK_GET) or path.startswith(f"{SEARCH}/")
     if method in ("GET", "HEAD", "OPTIONS") or (method == "POST" and only_reads):
         return "read"
     return "write"

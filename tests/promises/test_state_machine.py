@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import os
 import time
 from typing import Any
@@ -55,6 +56,8 @@ class Model:
         self.arrays: dict[str, np.ndarray] = request["dataset"]
         self.files: dict[str, bytes] = {}
         self.revision, self.is_deleted = 1, False
+        self.past: dict[int, dict[str, Any]] = {}
+        """The fields at each revision."""
 
 
 def merged(target: Any, patch: Any) -> Any:
@@ -82,6 +85,11 @@ def holds(metadata: dict[str, Any], key: str, value: Any) -> bool:
         return True
     candidates = [found, *found] if isinstance(found, list) else [found]
     return key in metadata and any(same(candidate, value) for candidate in candidates)
+
+
+def text(fields: dict[str, Any]) -> str:
+    """Equal for what is the same in form: 2 is not 2.0 here."""
+    return json.dumps(fields, sort_keys=True)
 
 
 def orthogonal(array: np.ndarray, key: tuple) -> np.ndarray:
@@ -153,6 +161,32 @@ class DataFilesMachine(RuleBasedStateMachine):
         file = self.client.update(id, patch, revision)
         model.fields = {**merged(model.fields, patch), "comment": comment or ""}
         model.revision += 1
+        assert file.revision == model.revision
+
+    @rule(id=ids, revision=st.integers(0, 6))
+    def look_back(self, id: str, revision: int) -> None:
+        """An old revision is what it was, types included; of the history there is one change for each."""
+        model = self.models[id]
+        assert [change.revision for change in self.client.history(id)] == list(range(model.revision, 1, -1))
+        if revision not in model.past:
+            with pytest.raises(NotFoundError):
+                self.client.get(id, revision=revision)
+            return
+        file = self.client.get(id, include_deleted=True, revision=revision)
+        assert file.revision == revision
+        assert text({name: getattr(file, name) for name in model.fields}) == text(model.past[revision])
+
+    @rule(id=ids, revision=st.integers(0, 6))
+    def go_back(self, id: str, revision: int) -> None:
+        """To the fields of then; when they are those of now nothing happens."""
+        model = self.models[id]
+        if model.is_deleted or revision not in model.past:
+            with pytest.raises(NotFoundError):
+                self.client.revert(id, revision)
+            return
+        file = self.client.revert(id, revision)
+        model.revision += text(model.fields) != text(model.past[revision])
+        model.fields = copy.deepcopy(model.past[revision])
         assert file.revision == model.revision
 
     @rule(id=ids, off=st.sampled_from([-1, 1, 5]), way=st.sampled_from(["patch", "delete"]))
@@ -253,6 +287,11 @@ class DataFilesMachine(RuleBasedStateMachine):
     # --- what holds after every step -------------------------------------------------------------------------------
 
     @invariant()
+    def the_past_is_remembered(self) -> None:
+        for model in self.alive().values():
+            model.past.setdefault(model.revision, copy.deepcopy(model.fields))
+
+    @invariant()
     def what_is_listed_is_what_lives(self) -> None:
         hits = self.client.search({"project": self.project}, sort="id", limit=None)
         assert [file.id for file in hits] == sorted(self.alive())
@@ -295,7 +334,7 @@ class DataFilesMachine(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("deployment", ["http", "embedded"])
 def test_the_api_is_a_dict_of_documents_and_arrays(tmp_path, deployment):
-    """Random walks over save, retry, patch, delete, slice, search and attach: API and model never differ."""
+    """Random walks over save, retry, patch, delete, going back, slice, search and attach: API and model never differ."""
     examples = max(8, settings().max_examples // 4)
     walk = settings(max_examples=examples, stateful_step_count=15)
     if deployment == "embedded":

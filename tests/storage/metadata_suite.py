@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aq_data.errors import QueryError, UnavailableError
+from aq_data.errors import ConflictError, QueryError, UnavailableError
 from aq_data.models.datafile import DataFile, make_id
 from aq_data.models.matching import Facts, matches
 from aq_data.models.paths import SortKey, parse_path, parse_sort
@@ -417,7 +417,8 @@ class MetadataStoreTests:
         within(open_store, body)
 
     def test_scan_gives_every_record_once_in_order_of_saving(self, open_store):
-        records = [record(number) for number in [*range(600, 350, -1)]]
+        numbers = range(600, 350, -1)
+        records = [record(n, created_at=f"2026-01-31T08:00:00.{600 - n:06}Z") for n in numbers]
 
         async def body(store):
             await insert_all(store, records)
@@ -425,6 +426,27 @@ class MetadataStoreTests:
             await store.replace(tombstone, 1)
             found = [each async for each in store.scan()]
             assert found == [*records[:3], tombstone, *records[4:]]
+
+        within(open_store, body)
+
+    def test_a_pid_is_that_of_one_record_as_long_as_that_is_alive(self, open_store):
+        """Refused with a conflict, by an insert and by a replace; free when it is given up or its record deleted."""
+
+        async def body(store):
+            first, second, third = record(pid="lab/1"), record(), record(pid="lab/1")
+            await insert_all(store, [first, second])
+            for attempt in (lambda: store.insert(third), lambda: store.replace(changed(second, pid="lab/1"), 1)):
+                with pytest.raises(ConflictError, match="lab/1") as failure:
+                    await attempt()
+                assert failure.value.code == "id_taken"
+            assert await store.get(third.document.id) is None
+            assert await store.get(second.document.id) == second
+            assert await store.replace(changed(first, comment="still mine"), 1)
+            assert await store.insert(first) == changed(first, comment="still mine")
+            await store.replace(changed(changed(first), pid=None), 2)
+            assert await store.insert(third) is None
+            await store.replace(changed(third, state="deleted"), 1)
+            assert await store.replace(changed(second, pid="lab/1"), 1)
 
         within(open_store, body)
 

@@ -16,10 +16,13 @@ from metadata_suite import (
     EVERYTHING,
     DurableMetadataStoreTests,
     MetadataStoreTests,
+    changed,
     documents,
+    expected_ids,
     facts_of,
     ids_of,
     insert_all,
+    pages,
     record,
     within,
 )
@@ -71,6 +74,52 @@ class TestMemory(MetadataStoreTests):
 @pytest.fixture
 def open_store(tmp_path):
     return lambda name: SqliteStore(tmp_path / f"{name}.sqlite")
+
+
+# --- in order of saving ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gives_up", [False, True])
+@given(
+    seconds=st.lists(st.integers(0, 12), min_size=1, max_size=40),
+    chips=st.lists(st.sampled_from("ab"), min_size=40, max_size=40),
+    changed_at=st.none() | st.integers(0, 39),
+    query=st.sampled_from(
+        [{"chip": "a"}, {"$text": "fl"}, {"$text": "flux t1", "chip": "b"}, {"chip": "a", "n": {"$gte": 3}}, {"chip": "c"},
+         {"tags": "x"}, {"$text": "gone"}]
+    ),
+    sign=st.sampled_from(["", "-"]),
+    limit=st.integers(1, 5),
+)  # fmt: skip
+def test_pages_by_time_are_in_order_however_far_saving_was_from_it(
+    tmp_path_factory, gives_up, seconds, chips, changed_at, query, sign, limit
+):
+    """Clocks that differ, catalogues rebuilt: what is found in order of saving is still sorted by `created_at`."""
+    records = [
+        record(
+            name=f"flux {'t1' if i % 3 else 't2'}",
+            created_at=f"2026-01-31T08:00:{second:02}.000000Z",
+            tags=["x"] * (i % 4 == 0),
+            metadata={"chip": chip, "n": i},
+        )
+        for i, (second, chip) in enumerate(zip(seconds, chips, strict=False))
+    ]
+    sort = parse_sort(f"{sign}created_at")
+
+    async def body(store):
+        await insert_all(store, records)
+        if changed_at is not None and changed_at < len(records):
+            old = records[changed_at]
+            records[changed_at] = changed(old, name="gone", state="deleted" if changed_at % 2 else "complete")
+            assert await store.replace(records[changed_at], 1)
+        assert await pages(store, query, sort, limit) == expected_ids(records, query, sort)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_plan, "EASY", -1)
+        if gives_up:
+            patch.setattr(_plan, "BUDGET", 4)
+        folder = tmp_path_factory.mktemp("saving")
+        within(lambda name: SqliteStore(folder / f"{name}.sqlite"), body)
 
 
 # --- totals --------------------------------------------------------------------------------------------------------

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from aq_data.models.paths import ELEMENT
+from aq_data.models.matching import outside
 from aq_data.models.query import All, AnyOf, Compare, Element, Exists, Match, Node, Not, Words
 from aq_data.models.terms import KIND_ORDER, TEXT_PREFIX
 
-__all__ = ["NOTHING", "Catalog", "Compiler", "Path", "Range", "Statement", "joined", "outside"]
+__all__ = ["NOTHING", "Catalog", "Compiler", "Path", "Range", "Statement", "joined"]
+
+MANY_WORDS = 50
+"""Words that begin alike are asked for one by one up to here."""
 
 _OPERATORS = {"eq": "=", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 
@@ -63,6 +66,11 @@ class Catalog:
             rows = self._connection.execute("SELECT p, kind, multi, many, n FROM paths WHERE path=?", (path,)).fetchall()
             self._known[path] = [Path(p, kind, bool(multi), bool(many), n) for p, kind, multi, many, n in rows]
         return self._known[path]
+
+    def words(self, beginning: str, limit: int) -> list[str]:
+        """Words that were ever in some document and begin so."""
+        question = "SELECT word FROM vocabulary WHERE word>=? AND word<? LIMIT ?"
+        return [row[0] for row in self._connection.execute(question, (beginning, _beyond(beginning), limit))]
 
     def path(self, path: str, kind: str) -> Path | None:
         """That of one kind; None when no document has any."""
@@ -124,8 +132,9 @@ class Compiler:
                 f"EXISTS (SELECT 1 FROM facts t WHERE t.d={d} AND t.p={path.p} AND {found.sql})", found.parameters
             )
         if isinstance(node, Words):
-            tests = [Statement(f"EXISTS ({sql} AND rowid={d})", (_words(node),)) for sql in self._words_tables("1")]
-            return joined("OR", tests, NOTHING)
+            # Not by EXISTS: FTS5 takes longer to look at one document than to list a thousand.
+            listed = self._documents_of_words(node)
+            return Statement(f"{d} IN ({listed.sql})", listed.parameters)
         inner = self.test(outside(node.child, node.path), d)
         exact = self._judged("aq_element", self._hand(node), d)
         return joined("AND", [inner, exact], EVERYTHING)
@@ -197,8 +206,7 @@ class Compiler:
             found = self._found(node)
             return Statement(f"SELECT t.d FROM terms t WHERE t.p {self._p(path.p)} AND {found.sql}", found.parameters)
         if isinstance(node, Words):
-            tables = self._words_tables("rowid AS d")
-            return Statement(" UNION ALL ".join(tables), (_words(node),) * len(tables))
+            return self._documents_of_words(node)
         if isinstance(node, Element):
             found_in = self.documents(outside(node.child, node.path))
             return None if found_in is None else self.those(found_in, [node])
@@ -214,9 +222,19 @@ class Compiler:
                     return self.those(part, [*node.children[:i], *node.children[i + 1 :]])
         return None
 
-    def _words_tables(self, what: str) -> list[str]:
+    def _documents_of_words(self, node: Words) -> Statement:
         tables = ("words", "buried_words") if self._include_deleted else ("words",)
-        return [f"SELECT {what} FROM {table} WHERE {table} MATCH ?" for table in tables]
+        each = " UNION ALL ".join(f"SELECT rowid AS d FROM {table} WHERE {table} MATCH ?" for table in tables)
+        return Statement(each, (self._words(node),) * len(tables))
+
+    def _words(self, node: Words) -> str:
+        """The question to FTS5: for each beginning the words that begin so, if they are few."""
+        parts = []
+        for word in node.words:
+            known = self._catalog.words(word, MANY_WORDS + 1)
+            few = known or [word]
+            parts.append(f'"{word}"*' if len(known) > MANY_WORDS else "(" + " OR ".join(f'"{one}"' for one in few) + ")")
+        return " AND ".join(parts)
 
     def _signed(self, p: int) -> tuple[int, ...]:
         return (p, -p) if self._include_deleted else (p,)
@@ -236,6 +254,20 @@ class Compiler:
         return Statement(
             f"SELECT c.d FROM ({documents.sql}) c WHERE {tests.sql}", (*documents.parameters, *tests.parameters)
         )
+
+    def in_saving_order(self, node: Node | Range, order: str, bound: Statement) -> Statement | None:
+        """As `documents`, of those alive, by position, beyond a bound on `d`; None where no index is in that order."""
+        if isinstance(node, Compare) and node.op == "eq":
+            path = self._catalog.path(node.path, node.kind)
+            if path is None:
+                return _EMPTY
+            sql = f"SELECT d FROM terms WHERE p={path.p} AND v=?{bound.sql} ORDER BY d {order}"
+            return Statement(sql, (node.value, *bound.parameters))
+        if isinstance(node, Words):
+            within = bound.sql.replace(" d ", " rowid ")
+            sql = f"SELECT rowid AS d FROM words WHERE words MATCH ?{within} ORDER BY rowid {order}"
+            return Statement(sql, (self._words(node), *bound.parameters))
+        return None
 
     # --- sorting ---------------------------------------------------------------------------------------------------------
 
@@ -267,21 +299,3 @@ def _beyond(prefix: str) -> str:
         prefix = prefix[:-1]
     following = ord(prefix[-1]) + 1 if prefix else 0x10FFFF
     return prefix[:-1] + chr(0xE000 if following == 0xD800 else following)  # surrogates are no characters
-
-
-def _words(node: Words) -> str:
-    return " AND ".join(f'"{word}"*' for word in node.words)
-
-
-def outside(node: Node, path: str) -> Node:
-    """What must hold of the document when an element of the list at `path` is matched by `node`; perhaps more general."""
-    if isinstance(node, (Compare, Exists, Match)):
-        inside = node.path.removeprefix(ELEMENT)
-        return replace(node, path=path + inside)
-    if isinstance(node, Element):
-        return outside(node.child, path + node.path.removeprefix(ELEMENT))
-    if isinstance(node, AnyOf):
-        return AnyOf(tuple(outside(child, path) for child in node.children))
-    if isinstance(node, All):
-        return All(tuple(outside(child, path) for child in node.children))
-    return All(())

@@ -123,8 +123,8 @@ def _rebuild(connection: sqlite3.Connection) -> None:
     if "pid" not in columns:
         connection.execute("ALTER TABLE datafiles ADD COLUMN pid TEXT")
         connection.execute("UPDATE datafiles SET pid=json_extract(CAST(document AS TEXT), '$.pid')")
-    for table in ("terms", "facts", "facets", "words", "buried_words", "paths"):
+    for table in ("terms", "facts", "facets", "words", "buried_words", "vocabulary", "paths"):
         connection.execute(f"DROP TABLE IF EXISTS {table}")
     for statement in SCHEMA:
         connection.execute(statement)
-    connection.execute("UPDATE progress SET value=0 WHERE name IN ('indexed', 'alive')")
+    connection.execute("UPDATE progress SET value=0 WHERE name<>'format'")

@@ -24,9 +24,11 @@ import msgspec
 
 from aq_data.errors import ConfigError, ConflictError, QueryError, UnavailableError
 from aq_data.models.datafile import FORMAT, DataFile, DataFileId
+from aq_data.models.history import Change
 from aq_data.models.paths import SortKey
 from aq_data.models.query import Node
 from aq_data.models.values import format_instant
+from aq_data.storage.metadata._changes import add_change, changes_before
 from aq_data.storage.metadata._connection import Writer, border, open_connection
 from aq_data.storage.metadata._functions import handing, install
 from aq_data.storage.metadata._index import BACKLOG, TermIndex
@@ -174,6 +176,8 @@ class SqliteStore(MetadataStore):
             (document.revision, is_deleted, record.attempt, record.digest, document.pid, encoded, seq),
         )
         self._index.replace(connection, seq, (row[1], row[2]), (is_deleted, encoded))
+        if record.change is not None:
+            add_change(connection, seq, record.change)
         if document.sweep is not None and document.state == "open":
             self._sweeps.note_revision(connection, document.id, document.revision)
         return True
@@ -221,6 +225,9 @@ class SqliteStore(MetadataStore):
             oldest = next(iter(self._records))
             del self._records[oldest]
             self._cached_bytes -= self._sizes.pop(oldest)
+
+    async def changes(self, id: DataFileId, limit: int, before: int | None = None) -> list[Change]:
+        return await self.read(lambda connection: changes_before(connection, id, before, limit))
 
     async def search(self, node: Node, sort: SortKey, limit: int, cursor: str | None, include_deleted: bool = False) -> Page:
         start = Cursor.decode(cursor, sort, int) if cursor is not None else None

@@ -8,13 +8,17 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from aq_data.models.datafile import DataFileId
+from aq_data.models.history import Change
 from aq_data.models.paths import SortKey
 from aq_data.models.query import Node
 from aq_data.models.structs import resolve
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.sweeplog import SweepLog
 
-__all__ = ["MetadataStore", "Page", "Token"]
+__all__ = ["CHANGES_BYTES", "MetadataStore", "Page", "Token"]
+
+CHANGES_BYTES = 16 << 20
+"""What one list of changes may take, as JSON."""
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -67,6 +71,17 @@ class MetadataStore(ABC):
 
         `publishes` names an attached-file key that becomes visible with it; UnavailableError when that was barred. Of an
         open sweep it is noted in the same step after which block the revision came (`State.revisions`).
+
+        The record's `change` is kept for `changes`, never without the record, nor the record without it.
+        """
+
+    @abstractmethod
+    async def changes(self, id: DataFileId, limit: int, before: int | None = None) -> list[Change]:
+        """Up to `limit` changes of a record, newest first, of revisions below `before`; none for an unknown id.
+
+        Fewer, but at least one where there is any, once they take about `CHANGES_BYTES`: a change may be as large as two
+        documents.
+        Once `replace` or `SweepLog.end` has returned, its change is listed; one made meanwhile may or may not be.
         """
 
     @abstractmethod
@@ -93,7 +108,10 @@ class MetadataStore(ABC):
 
     @abstractmethod
     def scan(self) -> AsyncIterator[Record]:
-        """Every record, tombstones included, in order of saving; records saved meanwhile may or may not appear."""
+        """Every record, tombstones included, in order of saving; records saved meanwhile may or may not appear.
+
+        The order of saving is that of `created_at`, then of the id, where several servers save into one database.
+        """
 
     @abstractmethod
     async def add_token(self, token: Token) -> None:

@@ -12,7 +12,7 @@ from aq_data.models.datafile import DataFileId
 from aq_data.models.sweep import Block, Ending, Placed, Plan, State
 from aq_data.storage.metadata.record import Record
 
-__all__ = ["Appended", "Incoming", "Row", "SweepLog", "Tail"]
+__all__ = ["Appended", "Incoming", "Row", "SweepLog", "Tail", "is_pending"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,9 @@ class SweepLog(ABC):
         """
 
     @abstractmethod
-    async def seal(self, id: DataFileId, outcome: Literal["complete", "abandoned"], ending: Ending, at: str) -> State:
+    async def seal(
+        self, id: DataFileId, outcome: Literal["complete", "abandoned"], ending: Ending, at: str, actor: str = ""
+    ) -> State:
         """End the log (`models.sweep.seal`). The first seal wins."""
 
     @abstractmethod
@@ -115,6 +117,7 @@ class SweepLog(ABC):
         """Put the record of the finished sweep in place and mark it ended, if `token` holds the lease and all is folded.
 
         "stale" when the record has another revision now, "fenced" when the lease is another's; nothing changes then.
+        The record's `change` is kept as by `MetadataStore.replace`.
         """
 
     @abstractmethod
@@ -128,3 +131,10 @@ class SweepLog(ABC):
     @abstractmethod
     async def forget(self, id: DataFileId) -> None:
         """Delete the log of a sweep whose DataFile was deleted; a no-op when there is none."""
+
+
+def is_pending(plan: Plan, state: State) -> bool:
+    """Whether something is left to be done in the background: what `SweepLog.unfinished` lists."""
+    if state.ended_revision:
+        return bool(set(plan.notify) - set(state.told))
+    return state.seal is not None or state.head > state.folded

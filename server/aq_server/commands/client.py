@@ -136,7 +136,7 @@ def _spread(names: list[str]) -> list[Path]:
 
 
 def run_ls(options: argparse.Namespace) -> int:
-    return _list(options, {})
+    return _list(options, {}, None)
 
 
 def run_search(options: argparse.Namespace) -> int:
@@ -148,7 +148,7 @@ def run_search(options: argparse.Namespace) -> int:
         return _tabulate(options, dict(from_tagged(question)))
     if options.format is not None:
         raise ValidationError("--format is of the table that --fields makes: --fields name,metadata.chip")
-    return _list(options, dict(from_tagged(question)))
+    return _list(options, dict(from_tagged(question)), options.text)
 
 
 def _tabulate(options: argparse.Namespace, question: dict[str, Any]) -> int:
@@ -156,7 +156,7 @@ def _tabulate(options: argparse.Namespace, question: dict[str, Any]) -> int:
     fields, form = options.fields.split(","), options.format or ("ndjson" if options.json else "table")
     with _connect(options) as client:
         limit = {} if options.limit is None else {"limit": options.limit}
-        hits = client.search(question, sort=options.sort, **limit)
+        hits = client.search(question, text=options.text, sort=options.sort, **limit)
         if form == "table":
             table = hits.table(fields).astype(object)
             print(table.where(table.notna(), "").to_string(index=False))
@@ -170,15 +170,18 @@ def _tabulate(options: argparse.Namespace, question: dict[str, Any]) -> int:
     return 0
 
 
-def _list(options: argparse.Namespace, question: dict[str, Any]) -> int:
+def _list(options: argparse.Namespace, question: dict[str, Any], text: str | None) -> int:
     with _connect(options) as client:
-        hits = client.search(question, sort=options.sort, limit=20 if options.limit is None else options.limit)
-        for file in hits:
+        limit = 20 if options.limit is None else options.limit
+        hits = client.search(question, text=text, sort=options.sort, limit=limit)
+        for file, shown in zip(hits, hits.highlights, strict=True):
             if options.json:
                 _print(file.to_json())
             else:
                 arrays = ", ".join(f"{name}{file[name].shape}" for name in file)
                 print(f"{file.id}  {file.created_at[:19]}  {file.name or '-':<30}  {arrays}")
+                for highlight in shown:
+                    print(f"    {' '.join(str(highlight).split())}")
         if not options.json and hits.total > len(hits):
             print(f"{len(hits)} of {hits.total}{'' if hits.total_is_exact else '+'}; --limit shows more")
     return 0

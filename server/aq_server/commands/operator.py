@@ -116,8 +116,8 @@ def run_reindex(options: argparse.Namespace) -> int:
         if not options.json:
             print(", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items())) or "no blobs")
             print(
-                "Not to be had from blobs: changes newer than a metadata copy, tokens (create them anew), and tombstones "
-                "whose blobs are gone."
+                "Not to be had from blobs: the history of changes, changes newer than a metadata copy, tokens (create them "
+                "anew), and tombstones whose blobs are gone."
             )
         return 0
 

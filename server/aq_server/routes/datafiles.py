@@ -33,6 +33,7 @@ from aq_server.routes.bodies import (
 from aq_server.routes.openapi import BINARY, header, json_object, operation, refusals
 from aq_server.service.datafiles import DataFiles
 from aq_server.service.growing import Growing
+from aq_server.service.history import History
 from aq_server.service.saving import Save
 
 __all__ = ["ARRAY_PART", "DataFileRoutes", "FileRoutes", "document_response"]
@@ -106,6 +107,7 @@ class DataFileRoutes(Controller):
         "/{datafile_id:str}",
         operation_id="getDataFile",
         summary="The document of a DataFile",
+        description="With `revision` as it was then; that of an open sweep with its arrays as they were declared.",
         responses=refusals(404),
         operation_class=operation(
             success={200: ("The document.", {JSON: _DOCUMENT}), 304: ("Unchanged.", {})},
@@ -117,9 +119,13 @@ class DataFileRoutes(Controller):
         request: Request[Any, Any, Any],
         datafiles: NamedDependency[DataFiles],
         growing: NamedDependency[Growing],
+        history: NamedDependency[History],
         datafile_id: FromPath[str],
         include_deleted: FromQuery[bool] = False,
+        revision: FromQuery[int | None] = None,
     ) -> Response[bytes]:
+        if revision is not None:
+            return document_response(await history.document(datafile_id, revision, include_deleted), 200)
         document = await growing.present((await datafiles.get(datafile_id, include_deleted)).document)
         etag = document_etag(document)
         # Silence changes an open document too: it may have become stale.
@@ -162,7 +168,7 @@ class DataFileRoutes(Controller):
     async def remove(
         self, request: Request[Any, Any, Any], datafiles: NamedDependency[DataFiles], datafile_id: FromPath[str]
     ) -> None:
-        await datafiles.delete(datafile_id, if_match(request))
+        await datafiles.delete(datafile_id, if_match(request), request.scope["state"].get("user"))
 
 
 async def _receive(request: AnyRequest, datafiles: DataFiles, config: ServerConfig, user: str | None) -> Save:
@@ -319,7 +325,8 @@ class FileRoutes(Controller):
     ) -> Response[bytes]:
         content_type = request.headers.get("content-type", "application/octet-stream")
         body = body_pieces(request, config.max_save_bytes)
-        info, is_new = await datafiles.attach(datafile_id, name, content_type, body)
+        user = request.scope["state"].get("user")
+        info, is_new = await datafiles.attach(datafile_id, name, content_type, body, user)
         return Response(msgspec.json.encode(info), status_code=201 if is_new else 200, media_type=JSON)
 
 

@@ -23,15 +23,17 @@ from aq_server.service.searching import Searching, SearchRequest
 __all__ = ["SearchRoutes"]
 
 _REQUEST = json_object(
-    "`filter` (MongoDB form), `sort` (a path, `-` before it: descending), `limit`, `cursor`, `fields`, `include_deleted`.",
+    "`filter` (MongoDB form), `text`, `sort` (a path, `-` before it: descending), `limit`, `cursor`, `fields`, "
+    "`include_deleted`.",
     example={"filter": {"chip": "C7", "measured_at": {"$gte": "2026-01-01"}}, "sort": "-created_at", "limit": 100},
 )
 
 
 class CountRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The filter to count."""
+    """What to count."""
 
     filter: dict[str, Any] = {}
+    text: str | None = None
 
 
 class DistinctRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,6 +41,7 @@ class DistinctRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     field: str
     filter: dict[str, Any] = {}
+    text: str | None = None
     limit: int = 100
 
 
@@ -63,7 +66,7 @@ class SearchRoutes(Controller):
             body={JSON: _REQUEST},
             success={
                 200: (
-                    "`items`, `total`, `total_is_exact`, `cursor`; or a table.",
+                    "`items`, `total`, `total_is_exact`, `cursor`, `highlights` of words; or a table.",
                     {JSON: json_object("One page."), **dict.fromkeys((NDJSON, CSV, ARROW), BINARY)},
                 )
             },
@@ -81,12 +84,14 @@ class SearchRoutes(Controller):
         if media != JSON:
             return await _table(columns, wanted, media)
         page = await searching.search(wanted)
-        answer = {
+        answer: dict[str, Any] = {
             "items": page.documents,
             "total": page.total,
             "total_is_exact": page.total_is_exact,
             "cursor": page.cursor,
         }
+        if page.highlights is not None:
+            answer["highlights"] = page.highlights
         return Response(msgspec.json.encode(answer), media_type=JSON, headers={"Vary": "Accept"})
 
     @post(
@@ -97,14 +102,14 @@ class SearchRoutes(Controller):
         request_max_body_size=None,
         responses=refusals(400, 413, 415),
         operation_class=operation(
-            body={JSON: json_object("`filter`.")}, success={200: ("`count`.", {JSON: json_object("The number.")})}
+            body={JSON: json_object("`filter`, `text`.")}, success={200: ("`count`.", {JSON: json_object("The number.")})}
         ),
     )
     async def count(
         self, request: Request[Any, Any, Any], searching: NamedDependency[Searching], config: NamedDependency[ServerConfig]
     ) -> Response[bytes]:
         wanted = await json_body(request, CountRequest, config.max_document_bytes)
-        return Response(msgspec.json.encode({"count": await searching.count(wanted.filter)}), media_type=JSON)
+        return Response(msgspec.json.encode({"count": await searching.count(wanted.filter, wanted.text)}), media_type=JSON)
 
     @post(
         "/distinct",
@@ -114,7 +119,7 @@ class SearchRoutes(Controller):
         request_max_body_size=None,
         responses=refusals(400, 413, 415),
         operation_class=operation(
-            body={JSON: json_object("`field`, `filter`, `limit`.", example={"field": "station"})},
+            body={JSON: json_object("`field`, `filter`, `text`, `limit`.", example={"field": "station"})},
             success={200: ("`values`: a list of {value, count}.", {JSON: json_object("Most frequent first.")})},
         ),
     )
@@ -122,7 +127,7 @@ class SearchRoutes(Controller):
         self, request: Request[Any, Any, Any], searching: NamedDependency[Searching], config: NamedDependency[ServerConfig]
     ) -> Response[bytes]:
         wanted = await json_body(request, DistinctRequest, config.max_document_bytes)
-        found = await searching.distinct(wanted.field, wanted.filter, wanted.limit)
+        found = await searching.distinct(wanted.field, wanted.filter, wanted.text, wanted.limit)
         values = [{"value": value, "count": count} for value, count in found]
         return Response(msgspec.json.encode({"values": values}), media_type=JSON)
 

@@ -170,7 +170,8 @@ class SweepRoutes(Controller):
 
 
 async def _end(request: AnyRequest, sweeps: Sweeps, sweep_id: str, outcome: Literal["complete", "abandoned"]) -> DataFile:
-    return await sweeps.end(sweep_id, outcome, await json_body(request, Ending, 1 << 20))
+    ending = await json_body(request, Ending, 1 << 20)
+    return await sweeps.end(sweep_id, outcome, ending, request.scope["state"].get("user"))
 
 
 async def _receive(request: AnyRequest, sweeps: Sweeps, config: ServerConfig, user: str | None) -> Opening:

@@ -28,6 +28,7 @@ from aq_data.models.datafile import (
     check_new,
     next_state,
 )
+from aq_data.models.history import change_between
 from aq_data.models.values import format_instant
 from aq_data.storage.arrays.store import ArrayStore
 from aq_data.storage.metadata.record import Record
@@ -88,17 +89,25 @@ class DataFiles:
         return record
 
     async def change(
-        self, id: str, step: Callable[[DataFile, str], DataFile], if_match: int | None, publishes: str = ""
+        self,
+        id: str,
+        step: Callable[[DataFile, str], DataFile],
+        if_match: int | None,
+        user: str | None = None,
+        publishes: str = "",
     ) -> DataFile:
         """Replace the document by `step(document, now)`, atomically; then bring the copy beside the blobs up to date.
 
-        StaleRevisionError when `if_match` is not the current revision. Without it the change is made to the newest.
+        The change stands in the history as made by `user`. StaleRevisionError when `if_match` is not the current revision.
+        Without it the change is made to the newest.
         """
         for _ in range(COMPARE_AND_SET_TRIES):
             record = await self._check_revision(id, if_match)
-            changed = msgspec.structs.replace(record, document=step(record.document, format_instant(now())))
-            if changed.document is record.document:
-                return record.document
+            document = step(record.document, format_instant(now()))
+            if document is record.document:
+                return document
+            change = change_between(record.document, document, user or "")
+            changed = msgspec.structs.replace(record, document=document, change=change)
             if await self.metadata.replace(changed, record.document.revision, publishes):
                 await self._update_copy(changed)
                 self._signals.tell(record.document.id)
@@ -119,9 +128,9 @@ class DataFiles:
         """
         if user is not None and "user" in patch:
             raise ValidationError("'user' comes from the token; it cannot be patched")
-        return await self.change(id, lambda document, now: apply_patch(document, patch, now), if_match)
+        return await self.change(id, lambda document, now: apply_patch(document, patch, now), if_match, user)
 
-    async def delete(self, id: str, if_match: int | None) -> None:
+    async def delete(self, id: str, if_match: int | None, user: str | None = None) -> None:
         """Turn the DataFile into a tombstone; its bytes stay until `gc`. Deleting again is NotFoundError (`deleted`)."""
         await self._check_revision(id, if_match)
         # First beside the blobs: a catalogue rebuilt from them must not raise the dead. Each attempt to delete has a mark of
@@ -134,7 +143,7 @@ class DataFiles:
             return msgspec.structs.replace(document, state=state, revision=document.revision + 1, updated_at=now)
 
         try:
-            await self.change(id, bury, if_match)
+            await self.change(id, bury, if_match, user)
         except (StaleRevisionError, NotFoundError):
             await self.arrays.blobs.remove(mark)
             raise
@@ -176,7 +185,9 @@ class DataFiles:
         except NotFoundError:
             return None
 
-    async def attach(self, id: str, name: str, content_type: str, body: AsyncIterator[bytes]) -> tuple[FileInfo, bool]:
+    async def attach(
+        self, id: str, name: str, content_type: str, body: AsyncIterator[bytes], user: str | None = None
+    ) -> tuple[FileInfo, bool]:
         """Attach one more file; whether it is new. The same content again is harmless, other content is ConflictError."""
         check_file_name(name)
         record = await self.get(id)
@@ -207,7 +218,7 @@ class DataFiles:
             )
 
         try:
-            document = await self.change(id, add, None, publishes=key)
+            document = await self.change(id, add, None, user, publishes=key)
         except (ConflictError, NotFoundError):
             await self.arrays.blobs.remove(blob)
             raise

@@ -17,6 +17,7 @@ import msgspec
 
 from aq_data.errors import AqDataError, CorruptionError, NotFoundError, UnavailableError
 from aq_data.models.datafile import DataFile, SweepInfo, next_state
+from aq_data.models.history import change_between
 from aq_data.models.sweep import Plan, State
 from aq_data.models.values import format_instant
 from aq_data.storage.arrays.folding import RETIRED_SECONDS, Folder
@@ -227,7 +228,8 @@ class Folding:
                 size=sum(array.nbytes for array in finals) + sum(file.size for file in before.files),
                 sweep=info,
             )
-            record = msgspec.structs.replace(current, document=document)
+            change = change_between(before, document, seal.actor)
+            record = msgspec.structs.replace(current, document=document, change=change)
             await self._arrays.write_copy(document, record.attempt, record.digest)
             await self._arrays.blobs.settle(f"{plan.id}/{plan.attempt}")
             outcome = await self._metadata.sweeps.end(plan.id, state.token, record, before.revision)

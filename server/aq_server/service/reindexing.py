@@ -39,8 +39,8 @@ class Reindexing:
     async def run(self) -> AsyncIterator[Reindexed]:
         """Insert a record for every complete DataFile among the blobs that the database does not have.
 
-        What is beside the blobs is all there is: changes newer than a metadata copy, tokens and tombstones of DataFiles
-        whose blobs are gone cannot come back.
+        What is beside the blobs is all there is: the history (old revisions, and who made them), changes newer than a
+        metadata copy, tokens and tombstones of DataFiles whose blobs are gone cannot come back.
         """
         for id in await self._arrays.blobs.children(""):
             if id.startswith("."):

@@ -10,12 +10,13 @@ from aq_data.errors import QueryError
 from aq_data.models.columns import field_segments, projected
 from aq_data.models.datafile import DataFile
 from aq_data.models.paths import parse_path, parse_sort
-from aq_data.models.query import Node, parse_filter
+from aq_data.models.query import All, Node, Words, nodes_of, parse_filter
 from aq_data.models.structs import resolve
+from aq_data.models.words import highlights, parse_words
 from aq_data.storage.metadata.store import MetadataStore, Page
 from aq_server.service.growing import Growing
 
-__all__ = ["MAX_LIMIT", "SearchRequest", "Searching"]
+__all__ = ["MAX_LIMIT", "Found", "SearchRequest", "Searching"]
 
 PAGE = 100
 MAX_LIMIT = 1000
@@ -27,15 +28,23 @@ MAX_FIELDS = 1000
 class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A search. `fields` are dotted paths to keep of each document (`id` always is); without them documents are whole.
 
-    Without a `limit` a page has `PAGE` documents, and a table every match.
+    Without a `limit` a page has `PAGE` documents, and a table every match. `text` has to be found besides the filter, as
+    `$text` in it has.
     """
 
     filter: dict[str, Any] = {}
+    text: str | None = None
     sort: str = "-created_at"
     limit: int | None = None
     cursor: str | None = None
     fields: list[str] | None = None
     include_deleted: bool = False
+
+
+class Found(Page, frozen=True):
+    """A page. Where words were looked for, `highlights` shows them: a list for each document (`models.words`)."""
+
+    highlights: list[list[dict[str, Any]]] | None = None
 
 
 class Searching:
@@ -44,23 +53,22 @@ class Searching:
     def __init__(self, metadata: MetadataStore, growing: Growing) -> None:
         self._metadata, self._growing = metadata, growing
 
-    async def search(self, request: SearchRequest) -> Page:
+    async def search(self, request: SearchRequest) -> Found:
         """One page. QueryError names what cannot be understood."""
         limit = PAGE if request.limit is None else request.limit
         if not 0 <= limit <= MAX_LIMIT:
             raise QueryError(f"limit is 0 to {MAX_LIMIT}, not {limit}; use the cursor for more")
         if request.fields is not None and len(request.fields) > MAX_FIELDS:
             raise QueryError(f"`fields` are at most {MAX_FIELDS} paths, not {len(request.fields)}")
-        page = await self._metadata.search(
-            parse_filter(request.filter), parse_sort(request.sort), limit, request.cursor, request.include_deleted
-        )
+        node = _parsed(request.filter, request.text)
+        page = await self._metadata.search(node, parse_sort(request.sort), limit, request.cursor, request.include_deleted)
         documents = [await self._present(document) for document in page.documents]
-        page = msgspec.structs.replace(page, documents=documents)
-        if request.fields is None:
-            return page
-        paths = [field_segments(field) for field in request.fields]
-        documents = [msgspec.Raw(msgspec.json.encode(projected(msgspec.json.decode(d), paths))) for d in page.documents]
-        return msgspec.structs.replace(page, documents=documents)
+        words = tuple(dict.fromkeys(word for one in nodes_of(node) if isinstance(one, Words) for word in one.words))
+        shown = [highlights(msgspec.json.decode(document), words) for document in documents] if words else None
+        if request.fields is not None:
+            paths = [field_segments(field) for field in request.fields]
+            documents = [msgspec.Raw(msgspec.json.encode(projected(msgspec.json.decode(d), paths))) for d in documents]
+        return Found(documents, page.total, page.total_is_exact, page.cursor, shown)
 
     async def _present(self, document: msgspec.Raw) -> msgspec.Raw:
         """A document as `GET` answers it: an open sweep's has the extents of now."""
@@ -68,15 +76,19 @@ class Searching:
             return document
         return msgspec.Raw(msgspec.json.encode(await self._growing.present(msgspec.json.decode(document, type=DataFile))))
 
-    async def count(self, filter: dict[str, Any]) -> int:
-        return await self._metadata.count(parse_filter(filter))
+    async def count(self, filter: dict[str, Any], text: str | None) -> int:
+        return await self._metadata.count(_parsed(filter, text))
 
-    async def distinct(self, field: str, filter: dict[str, Any], limit: int) -> list[tuple[object, int]]:
+    async def distinct(self, field: str, filter: dict[str, Any], text: str | None, limit: int) -> list[tuple[object, int]]:
         """Values at one path with the number of documents of each, most frequent first."""
         if not 1 <= limit <= MAX_LIMIT:
             raise QueryError(f"limit is 1 to {MAX_LIMIT}, not {limit}")
-        node: Node = parse_filter(filter)
-        return await self._metadata.distinct(parse_path(field), node, limit)
+        return await self._metadata.distinct(parse_path(field), _parsed(filter, text), limit)
 
 
-resolve(SearchRequest)
+def _parsed(filter: dict[str, Any], text: str | None) -> Node:
+    node = parse_filter(filter)
+    return node if text is None else All((node, Words(parse_words(text))))
+
+
+resolve(SearchRequest, Found)

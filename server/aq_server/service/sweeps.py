@@ -69,10 +69,12 @@ class Sweeps:
             self._plans[id] = plan
         return Appending(self._parts, plan)
 
-    async def end(self, id: str, outcome: Literal["complete", "abandoned"], ending: Ending) -> DataFile:
+    async def end(
+        self, id: str, outcome: Literal["complete", "abandoned"], ending: Ending, user: str | None = None
+    ) -> DataFile:
         """Seal the log, fold the rest, publish the plain group; the finished document. A repeat gives the same answer."""
         plan, _ = await self._parts.metadata.sweeps.get(id.lower())
-        await self._parts.metadata.sweeps.seal(plan.id, outcome, ending, format_instant(now()))
+        await self._parts.metadata.sweeps.seal(plan.id, outcome, ending, format_instant(now()), user or "")
         return await self._parts.folding.finish(plan)
 
     async def status(self, id: str) -> SweepStatus:
