@@ -6,16 +6,20 @@ import asyncio
 import inspect
 import itertools
 import sqlite3
+from collections import Counter
 
+import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from metadata_suite import (
     EVERYTHING,
     DurableMetadataStoreTests,
     MetadataStoreTests,
     changed,
+    documents,
     expected_ids,
+    facts_of,
     ids_of,
     insert_all,
     pages,
@@ -26,8 +30,10 @@ from metadata_suite import (
 from aq_data.errors import AqDataError, ConfigError, StorageError, UnavailableError
 from aq_data.models.paths import parse_sort
 from aq_data.models.query import parse_filter
-from aq_data.storage.metadata import _connection, _plan
+from aq_data.models.terms import KIND_ORDER
+from aq_data.storage.metadata import _connection, _index, _plan
 from aq_data.storage.metadata._connection import translate
+from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.sqlite import SqliteStore
 
 
@@ -131,6 +137,81 @@ def test_totals_are_exact_up_to_the_limit_and_said_to_be_inexact_beyond(open_sto
             assert await store.count(EVERYTHING) == count
 
     within(open_store, body)
+
+
+# --- the index -----------------------------------------------------------------------------------------------------
+
+
+def check_index(connection: sqlite3.Connection, records: list) -> None:
+    """What the index holds is what it would hold had each document been saved once, as it is now."""
+
+    def rows(sql: str, *parameters: object) -> list[tuple]:
+        return connection.execute(sql, parameters).fetchall()
+
+    facts = [facts_of(one) for one in records]
+    is_deleted = [one.document.state == "deleted" for one in records]
+    seqs = [rows("SELECT seq FROM datafiles WHERE id=?", one.document.id)[0][0] for one in records]
+    numbers = {(path, kind): p for p, path, kind in rows("SELECT p, path, kind FROM paths")}
+    terms = {
+        (-numbers[t.path, t.kind] if dead else numbers[t.path, t.kind], t.value, seq)
+        for found, dead, seq in zip(facts, is_deleted, seqs, strict=True)
+        for t in found.terms
+    }
+    assert set(rows("SELECT p, v, d FROM terms")) == terms
+    digests = {p for (_, kind), p in numbers.items() if kind == "whole"}
+    assert set(rows("SELECT d, p, v FROM facts")) == {(d, abs(p), 0 if abs(p) in digests else v) for p, v, d in terms}
+    assert dict(rows("SELECT p, n FROM paths WHERE n")) == Counter(p for p, _, _ in terms if p > 0)
+    counted = {p for (_, kind), p in numbers.items() if kind in ("number", "text", "bool", "date")}
+    many = {p for (p,) in rows("SELECT p FROM paths WHERE many")}
+    facets = Counter((p, v) for p, v, _ in terms if p in counted - many)
+    assert {(p, v): n for p, v, n in rows("SELECT p, v, n FROM facets")} == facets
+    several = {
+        path for found in facts for path, n in Counter(t.path for t in found.terms if t.kind in KIND_ORDER).items() if n > 1
+    }
+    multi = {p for (p,) in rows("SELECT p FROM paths WHERE multi")}
+    assert {p for (path, kind), p in numbers.items() if path in several and kind in KIND_ORDER} <= multi
+    assert rows("SELECT value FROM progress WHERE name='alive'") == [(is_deleted.count(False),)]
+    assert rows("SELECT value FROM progress WHERE name='indexed'") == [(max(seqs),)]
+    for word in sorted({word for found in facts for word in found.words} | {"absent"}):
+        for table, buried in (("words", False), ("buried_words", True)):
+            expected = [
+                seq
+                for found, dead, seq in zip(facts, is_deleted, seqs, strict=True)
+                if word in found.words and dead is buried
+            ]
+            assert rows(f"SELECT rowid FROM {table} WHERE {table} MATCH ?", f'"{word}"') == [
+                (seq,) for seq in sorted(expected)
+            ]
+
+
+@pytest.mark.parametrize("facets", [1, 3, 1000])
+@settings(max_examples=40)
+@given(
+    listed=st.lists(documents, min_size=1, max_size=6),
+    later=st.lists(st.tuples(st.integers(0, 5), documents, st.booleans()), max_size=8),
+)
+def test_the_index_is_that_of_the_documents_as_they_are(monkeypatch, facets, listed, later):
+    """After any saves, changes, deletes and revivals, in and before the index, and with paths of too many values to count."""
+    monkeypatch.setattr(_index, "FACETS", facets)
+    records = [record(**fields) for fields in listed]
+
+    async def body(store):
+        for each in records:
+            await store.insert(each)
+        for position, fields, indexes in later:
+            position %= len(records)
+            old = records[position]
+            document = msgspec.structs.replace(
+                record(**fields).document, id=old.document.id, revision=old.document.revision + 1
+            )
+            records[position] = Record(document, old.attempt, old.digest)
+            assert await store.replace(records[position], old.document.revision)
+            if indexes:
+                await store.count(EVERYTHING)
+        await store.count(EVERYTHING)
+        await store.read(lambda connection: check_index(connection, records))
+
+    within(lambda _: SqliteStore(None), body)
 
 
 # --- errors --------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import msgspec
 from aq_data.models.matching import Facts, matches
 from aq_data.models.patterns import found_in
 from aq_data.models.query import Element, Match
-from aq_data.models.terms import TEXT_PREFIX, texts_at
+from aq_data.models.terms import TEXT_PREFIX, elements_at, texts_at
 
 __all__ = ["handing", "install"]
 
@@ -45,10 +45,14 @@ def handing(end: float) -> Iterator[Any]:
 
 
 def install(connection: sqlite3.Connection) -> None:
-    """Make `aq_regex(number, text)`, `aq_text(number, document)` and `aq_element(number, document)` known."""
+    """Make `aq_regex(number, text)`, `aq_text` and `aq_element(number, position, document)`, `aq_known(number, position)`.
+
+    The last is what the two before it answered of a document: the index leads to one as often as it has values there.
+    """
     connection.create_function("aq_regex", 2, lambda number, text: _handed[number].judge(text))
-    connection.create_function("aq_text", 2, lambda number, document: _handed[number].judge_whole(document))
-    connection.create_function("aq_element", 2, lambda number, document: _handed[number].judge(document))
+    connection.create_function("aq_known", 2, lambda number, d: _handed[number].known.get(d))
+    connection.create_function("aq_text", 3, lambda number, d, document: _handed[number].judge_whole(d, document))
+    connection.create_function("aq_element", 3, lambda number, d, document: _handed[number].judge_whole(d, document))
 
 
 class _Matcher:
@@ -56,6 +60,7 @@ class _Matcher:
 
     def __init__(self, node: Match, end: float) -> None:
         self._node, self._end = node, end
+        self.known: dict[int, bool] = {}
         self._last: tuple[str | None, int] = (None, 0)
 
     def judge(self, text: str) -> int:
@@ -66,10 +71,11 @@ class _Matcher:
             self._last = (text, answer)
         return answer
 
-    def judge_whole(self, document: bytes) -> bool:
+    def judge_whole(self, d: int, document: bytes) -> bool:
         _check_time(self._end)
         texts = texts_at(msgspec.json.decode(document), self._node.path)
-        return any(found_in(self._node.pattern, text) for text in texts)
+        answer = self.known[d] = any(found_in(self._node.pattern, text) for text in texts)
+        return answer
 
 
 class _Elements:
@@ -77,10 +83,16 @@ class _Elements:
 
     def __init__(self, node: Element, end: float) -> None:
         self._node, self._end = node, end
+        self.known: dict[int, bool] = {}
 
-    def judge(self, document: bytes) -> bool:
+    def judge_whole(self, d: int, document: bytes) -> bool:
+        elements = elements_at(msgspec.json.decode(document), self._node.path)
+        answer = self.known[d] = any(self._is_match(element) for element in elements)
+        return answer
+
+    def _is_match(self, element: Any) -> bool:
         _check_time(self._end)
-        return matches(self._node, Facts(msgspec.json.decode(document)))
+        return matches(self._node.child, Facts.of_element(element))
 
 
 def _check_time(end: float) -> None:

@@ -136,7 +136,7 @@ class Compiler:
             listed = self._documents_of_words(node)
             return Statement(f"{d} IN ({listed.sql})", listed.parameters)
         inner = self.test(outside(node.child, node.path), d)
-        exact = Statement(f"aq_element(?, (SELECT document FROM datafiles WHERE seq={d}))", (self._hand(node),))
+        exact = self._judged("aq_element", self._hand(node), d)
         return joined("AND", [inner, exact], EVERYTHING)
 
     def _test_compare(self, node: Compare | Range, d: str) -> Statement:
@@ -174,10 +174,16 @@ class Compiler:
         prefix = node.pattern.prefix[:TEXT_PREFIX]
         if prefix:
             bounds.append(Statement("t.v>=? AND t.v<?", (prefix, _beyond(prefix))))
-        whole = "aq_text(?, (SELECT document FROM datafiles WHERE seq=t.d))"
         number = self._hand(node)
-        bounds.append(Statement(f"CASE aq_regex(?, t.v) WHEN 2 THEN {whole} ELSE aq_regex(?, t.v) END", (number,) * 3))
+        whole = self._judged("aq_text", number, "t.d")
+        sql = f"CASE aq_regex(?, t.v) WHEN 2 THEN {whole.sql} ELSE aq_regex(?, t.v) END"
+        bounds.append(Statement(sql, (number, *whole.parameters, number)))
         return joined("AND", bounds, EVERYTHING)
+
+    def _judged(self, function: str, number: int, d: str) -> Statement:
+        """What a function of `_functions` says of a whole document, asked once."""
+        document = f"(SELECT document FROM datafiles WHERE seq={d})"
+        return Statement(f"coalesce(aq_known(?, {d}), {function}(?, {d}, {document}))", (number, number))
 
     # --- sets of documents -----------------------------------------------------------------------------------------------
 
