@@ -6,13 +6,14 @@ Tables are described in `_schema`. A set is `SELECT d …`, a test an expression
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from aq_data.models.paths import ELEMENT
 from aq_data.models.query import All, AnyOf, Compare, Element, Exists, Match, Node, Not, Words
 from aq_data.models.terms import KIND_ORDER, TEXT_PREFIX
+from aq_data.storage.metadata._schema import SNAPSHOT
 
 __all__ = ["NOTHING", "Catalog", "Compiler", "Path", "Range", "Statement", "joined", "outside"]
 
@@ -47,6 +48,7 @@ class Path:
     kind: str
     multi: bool
     many: bool
+    shared: bool
     n: int
 
 
@@ -60,13 +62,27 @@ class Catalog:
     def paths(self, path: str) -> list[Path]:
         """Every kind of value that stands at a path."""
         if path not in self._known:
-            rows = self._connection.execute("SELECT p, kind, multi, many, n FROM paths WHERE path=?", (path,)).fetchall()
-            self._known[path] = [Path(p, kind, bool(multi), bool(many), n) for p, kind, multi, many, n in rows]
+            question = "SELECT p, kind, multi, many, shared, n FROM paths WHERE path=?"
+            rows = self._connection.execute(question, (path,)).fetchall()
+            self._known[path] = [Path(p, kind, *map(bool, flags), n) for p, kind, *flags, n in rows]
         return self._known[path]
 
     def path(self, path: str, kind: str) -> Path | None:
         """That of one kind; None when no document has any."""
         return next((one for one in self.paths(path) if one.kind == kind), None)
+
+    @property
+    def snapshot(self) -> int:
+        """The number of the path that says which snapshot a document has; 0 when none has one."""
+        path = self.path(*SNAPSHOT)
+        return 0 if path is None else path.p
+
+    def is_in_snapshots(self, word: str) -> bool:
+        """Whether some snapshot has a word that begins so."""
+        if not self.snapshot:
+            return False
+        question = "SELECT 1 FROM words WHERE words MATCH ? AND rowid<0 LIMIT 1"
+        return self._connection.execute(question, (_words((word,)),)).fetchone() is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +105,47 @@ class Group:
 
 
 class Compiler:
-    """Compiles nodes for one question. `hand` keeps a Python object for the functions of `_functions` and numbers it."""
+    """Compiles nodes for one question. `hand` keeps a node for the functions of `_functions` and numbers it.
 
-    def __init__(self, catalog: Catalog, hand: Callable[[object], int], include_deleted: bool) -> None:
+    At a path that is shared, a document's facts stand under its own position or, when it has a snapshot, under that of the
+    snapshot, never under both: a test looks in its `home`, and a set is that of documents and that of what has snapshots.
+    """
+
+    def __init__(self, catalog: Catalog, hand: Callable[[Match | Element], int], include_deleted: bool) -> None:
         self._catalog, self._hand, self._include_deleted = catalog, hand, include_deleted
 
     def _p(self, p: int) -> str:
         return f"IN ({p}, {-p})" if self._include_deleted else f"={p}"
+
+    def home(self, d: str, paths: Sequence[Path]) -> str:
+        """The position under which the facts of the document at `d` stand at these paths."""
+        if not any(path.shared for path in paths):
+            return d
+        return f"coalesce((SELECT -v FROM facts WHERE d={d} AND p={self._catalog.snapshot}), {d})"
+
+    def _spread(self, paths: Sequence[Path], within: Statement) -> Statement:
+        """`SELECT d` of what has a term `t` at one of the paths that is `within`."""
+        numbers = [str(p) for path in paths for p in self._signed(path.p)]
+        own = f"SELECT t.d AS d FROM terms t WHERE t.p IN ({','.join(numbers)})"
+        shared = [str(path.p) for path in paths if path.shared]
+        if not shared:
+            return Statement(f"{own} AND {within.sql}", within.parameters)
+        of_snapshots = (
+            f"SELECT h.d AS d FROM terms t CROSS JOIN terms h WHERE t.p IN ({','.join(shared)}) AND t.d<0 "
+            f"AND h.p {self._p(self._catalog.snapshot)} AND h.v=-t.d"
+        )
+        sql = f"{own} AND t.d>0 AND {within.sql} UNION ALL {of_snapshots} AND {within.sql}"
+        return Statement(sql, within.parameters * 2)
+
+    def _judged(self, node: Match | Element, d: str, is_shared: bool) -> Statement:
+        """Whether Python finds that the whole document, or snapshot, at position `d` is matched."""
+        number = self._hand(node)
+        of_document = f"aq_document(?, (SELECT document FROM datafiles WHERE seq={d}))"
+        if not is_shared:
+            return Statement(of_document, (number,))
+        content = f"(SELECT content FROM snapshots WHERE snapshot=-{d})"
+        of_snapshot = f"coalesce(aq_known(?, -{d}), aq_snapshot(?, -{d}, {content}))"  # the content is read when needed
+        return Statement(f"CASE WHEN {d}>0 THEN {of_document} ELSE {of_snapshot} END", (number,) * 3)
 
     # --- tests of one document -----------------------------------------------------------------------------------------
 
@@ -113,21 +163,21 @@ class Compiler:
         if isinstance(node, (Compare, Range)):
             return self._test_compare(node, d)
         if isinstance(node, Exists):
-            numbers = ",".join(str(path.p) for path in self._catalog.paths(node.path))
-            return Statement(f"EXISTS (SELECT 1 FROM facts WHERE d={d} AND p IN ({numbers}))") if numbers else NOTHING
+            paths = self._catalog.paths(node.path)
+            numbers, home = ",".join(str(path.p) for path in paths), self.home(d, paths)
+            return Statement(f"EXISTS (SELECT 1 FROM facts WHERE d={home} AND p IN ({numbers}))") if numbers else NOTHING
         if isinstance(node, Match):
             path = self._catalog.path(node.path, "text")
             if path is None:
                 return NOTHING
-            found = self._found(node)
+            found, home = self._found(node, path), self.home(d, [path])
             return Statement(
-                f"EXISTS (SELECT 1 FROM facts t WHERE t.d={d} AND t.p={path.p} AND {found.sql})", found.parameters
+                f"EXISTS (SELECT 1 FROM facts t WHERE t.d={home} AND t.p={path.p} AND {found.sql})", found.parameters
             )
         if isinstance(node, Words):
-            tests = [Statement(f"EXISTS ({sql} AND rowid={d})", (_words(node),)) for sql in self._words_tables("1")]
-            return joined("OR", tests, NOTHING)
-        inner = self.test(outside(node.child, node.path), d)
-        exact = Statement(f"aq_element(?, (SELECT document FROM datafiles WHERE seq={d}))", (self._hand(node),))
+            return self._test_words(node, d)
+        inner, paths = self.test(outside(node.child, node.path), d), self._catalog.paths(node.path)
+        exact = self._judged(node, self.home(d, paths), any(path.shared for path in paths))
         return joined("AND", [inner, exact], EVERYTHING)
 
     def _test_compare(self, node: Compare | Range, d: str) -> Statement:
@@ -136,8 +186,26 @@ class Compiler:
         if path is None:
             return NOTHING
         table = f"terms WHERE p {self._p(path.p)}" if path.kind == "whole" else f"facts WHERE p={path.p}"
-        within = _within(bounds)
-        return Statement(f"EXISTS (SELECT 1 FROM {table} AND d={d} AND {within.sql})", within.parameters)
+        within, home = _within(bounds, "v"), self.home(d, [path])
+        return Statement(f"EXISTS (SELECT 1 FROM {table} AND d={home} AND {within.sql})", within.parameters)
+
+    def _test_words(self, node: Words, d: str) -> Statement:
+        """One word may stand in a document and the next in its snapshot."""
+        together, apart = self._words(node)
+        snapshot = f"(SELECT -v FROM facts WHERE d={d} AND p={self._catalog.snapshot})"
+        tests = []
+        for words in [together] * bool(together) + [(word,) for word in apart]:
+            places = [f"{sql} AND rowid={d}" for sql in self._words_tables("1")]
+            if words != together:
+                places.append(f"SELECT 1 FROM words WHERE words MATCH ? AND rowid={snapshot}")
+            found = [Statement(f"EXISTS ({sql})", (_words(words),)) for sql in places]
+            tests.append(joined("OR", found, NOTHING))
+        return joined("AND", tests, EVERYTHING)
+
+    def _words(self, node: Words) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Those that are looked for together, for no snapshot has them, and those each apart."""
+        apart = tuple(word for word in node.words if self._catalog.is_in_snapshots(word))
+        return tuple(word for word in node.words if word not in apart), apart
 
     def grouped(self, node: AnyOf) -> tuple[list[Group], list[Node]]:
         """Equalities of one path and kind together, which keeps long `$in` lists within SQLite's depth; and the rest."""
@@ -153,21 +221,23 @@ class Compiler:
 
     def _test_group(self, group: Group, d: str) -> Statement:
         table = f"terms WHERE p {self._p(group.path.p)}" if group.path.kind == "whole" else f"facts WHERE p={group.path.p}"
-        return Statement(f"EXISTS (SELECT 1 FROM {table} AND d={d} AND v IN ({group.marks}))", group.values)
+        home = self.home(d, [group.path])
+        return Statement(f"EXISTS (SELECT 1 FROM {table} AND d={home} AND v IN ({group.marks}))", group.values)
 
     def documents_of_group(self, group: Group) -> Statement:
         """`SELECT d` of what equals one of several values; perhaps with repeats."""
-        return Statement(f"SELECT d FROM terms WHERE p {self._p(group.path.p)} AND v IN ({group.marks})", group.values)
+        return self._spread([group.path], Statement(f"t.v IN ({group.marks})", group.values))
 
-    def _found(self, node: Match) -> Statement:
+    def _found(self, node: Match, path: Path) -> Statement:
         """Over `t`, a row of texts: whether the pattern is found. Long texts are cut in the index and read whole."""
         bounds: list[Statement] = []
         prefix = node.pattern.prefix[:TEXT_PREFIX]
         if prefix:
             bounds.append(Statement("t.v>=? AND t.v<?", (prefix, _beyond(prefix))))
-        whole = "aq_text(?, (SELECT document FROM datafiles WHERE seq=t.d))"
-        number = self._hand(node)
-        bounds.append(Statement(f"CASE aq_regex(?, t.v) WHEN 2 THEN {whole} ELSE aq_regex(?, t.v) END", (number,) * 3))
+        whole = self._judged(node, "t.d", path.shared)
+        number = whole.parameters[0]
+        sql = f"CASE aq_regex(?, t.v) WHEN 2 THEN {whole.sql} ELSE aq_regex(?, t.v) END"
+        bounds.append(Statement(sql, (number, *whole.parameters, number)))
         return joined("AND", bounds, EVERYTHING)
 
     # --- sets of documents -----------------------------------------------------------------------------------------------
@@ -179,20 +249,17 @@ class Compiler:
             path = self._catalog.path(bounds[0].path, bounds[0].kind)
             if path is None:
                 return _EMPTY
-            within = _within(bounds)
-            return Statement(f"SELECT d FROM terms WHERE p {self._p(path.p)} AND {within.sql}", within.parameters)
+            return self._spread([path], _within(bounds, "t.v"))
         if isinstance(node, Exists):
-            numbers = [str(p) for path in self._catalog.paths(node.path) for p in self._signed(path.p)]
-            return Statement(f"SELECT d FROM terms WHERE p IN ({','.join(numbers)})") if numbers else _EMPTY
+            paths = self._catalog.paths(node.path)
+            return self._spread(paths, EVERYTHING) if paths else _EMPTY
         if isinstance(node, Match):
             path = self._catalog.path(node.path, "text")
             if path is None:
                 return _EMPTY
-            found = self._found(node)
-            return Statement(f"SELECT t.d FROM terms t WHERE t.p {self._p(path.p)} AND {found.sql}", found.parameters)
+            return self._spread([path], self._found(node, path))
         if isinstance(node, Words):
-            tables = self._words_tables("rowid AS d")
-            return Statement(" UNION ALL ".join(tables), (_words(node),) * len(tables))
+            return self._documents_with(node)
         if isinstance(node, Element):
             found_in = self.documents(outside(node.child, node.path))
             return None if found_in is None else self.those(found_in, [node])
@@ -207,6 +274,20 @@ class Compiler:
                 if part is not None:
                     return self.those(part, [*node.children[:i], *node.children[i + 1 :]])
         return None
+
+    def _documents_with(self, node: Words) -> Statement:
+        together, apart = self._words(node)
+        tables = self._words_tables("rowid AS d")
+        parts = [Statement(" UNION ALL ".join(tables), (_words(together),) * len(tables))] if together else []
+        of_snapshots = (
+            "SELECT h.d AS d FROM words CROSS JOIN terms h WHERE words MATCH ? AND words.rowid<0 "
+            f"AND h.p {self._p(self._catalog.snapshot)} AND h.v=-words.rowid"
+        )
+        own = [f"{sql} AND rowid>0" for sql in tables]
+        for word in apart:
+            parts.append(Statement(" UNION ".join([*own, of_snapshots]), (_words((word,)),) * (len(own) + 1)))
+        sql = parts[0].sql if len(parts) == 1 else " INTERSECT ".join(f"SELECT d FROM ({part.sql})" for part in parts)
+        return Statement(sql, tuple(value for part in parts for value in part.parameters))
 
     def _words_tables(self, what: str) -> list[str]:
         tables = ("words", "buried_words") if self._include_deleted else ("words",)
@@ -242,9 +323,9 @@ class Compiler:
 _EMPTY = Statement("SELECT 0 AS d WHERE 0")
 
 
-def _within(bounds: tuple[Compare, ...]) -> Statement:
-    """Over `v`: that it keeps all bounds."""
-    sql = " AND ".join(f"v{_OPERATORS[bound.op]}?" for bound in bounds)
+def _within(bounds: tuple[Compare, ...], v: str) -> Statement:
+    """That the value `v` (an SQL expression) keeps all bounds."""
+    sql = " AND ".join(f"{v}{_OPERATORS[bound.op]}?" for bound in bounds)
     return Statement(sql, tuple(bound.value for bound in bounds))
 
 
@@ -263,8 +344,8 @@ def _beyond(prefix: str) -> str:
     return prefix[:-1] + chr(0xE000 if following == 0xD800 else following)  # surrogates are no characters
 
 
-def _words(node: Words) -> str:
-    return " AND ".join(f'"{word}"*' for word in node.words)
+def _words(words: Iterable[str]) -> str:
+    return " AND ".join(f'"{word}"*' for word in words)
 
 
 def outside(node: Node, path: str) -> Node:
