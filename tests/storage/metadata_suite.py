@@ -204,7 +204,27 @@ PATHS = ["a", "b", r"a\.b", "a.b", "a.a", r"c\\d", "metadata", "metadata.a", "na
          r"instruments.a\.b.settings.a\.b"]  # fmt: skip
 PATTERNS = ["", "a", "^a", "^x+$", "x{99}$", "(?i)^A", "[é\uffff]", ".", r"\d", r"\s", r"[^\s]$", r"e\z", "^(a|b)?$", "^first.*last",
             "^(?s)first.*last", "line$", r"\bflux\b", r"\x61", "\x00", r"\p{Greek}|1", "[]a]", "flux$", "^xx*"]  # fmt: skip
-SEARCHED = ["power", "vna flux", "model t1", "vna power q3", "resonator note", "flux line t1", "flux", "Flux Q3", "t1 reson", "é", "ete", "strasse", "x", "a b", "1", "½", "å", "furlong", "q3 flux absent"]
+SEARCHED = [
+    "power",
+    "vna flux",
+    "model t1",
+    "vna power q3",
+    "resonator note",
+    "flux line t1",
+    "flux",
+    "Flux Q3",
+    "t1 reson",
+    "é",
+    "ete",
+    "strasse",
+    "x",
+    "a b",
+    "1",
+    "½",
+    "å",
+    "furlong",
+    "q3 flux absent",
+]
 operands = st.sampled_from([*NUMBERS, *(text for text in TEXTS if len(text) < 100), *DATES, {"$float": "NaN"}])
 conditions = st.one_of(
     values,
@@ -234,8 +254,18 @@ conditions = st.one_of(
 clauses = st.builds(lambda path, condition: {path: condition}, st.sampled_from(PATHS), conditions) | st.builds(
     lambda op, instant: {"measured_at": {op: instant}}, st.sampled_from(["$eq", "$ne", "$gt", "$lte"]), instants.filter(bool)
 )
+of_instruments = st.builds(
+    lambda path, condition: {f"instruments.vna.{path}": condition},
+    st.sampled_from(["a", "model", "settings.note", "settings.power.value", "settings.list", "settings.list.a", "settings"]),
+    st.sampled_from(
+        [1, "q3", "T1", None, -30, [1, 2], [], {}, {"$gt": 1}, {"$lt": 2}, {"$gte": -30, "$lt": 20}, {"$ne": 1}, {"$exists": True},
+         {"$exists": False}, {"$regex": "x{110}"}, {"$regex": "^(T|f)"}, {"$lt": "25 mK"}, {"$in": [1, "T1", -30]}, {"$size": 3},
+         {"$elemMatch": {"a": 1}}, {"$elemMatch": {"$gte": 2}}, {"$elemMatch": {"b": {"$ne": 1}}}, {"$nin": [1, 2]},
+         {"$all": [1, 2]}, {"$not": {"$gte": 0}}, SETTINGS[3]]
+    ),
+)  # fmt: skip
 filters = st.recursive(
-    clauses | st.just({}) | st.builds(lambda text: {"$text": text}, st.sampled_from(SEARCHED)),
+    clauses | of_instruments | st.just({}) | st.builds(lambda text: {"$text": text}, st.sampled_from(SEARCHED)),
     lambda inner: st.one_of(
         st.builds(
             lambda op, listed: {op: listed},

@@ -19,7 +19,7 @@ from aq_data.models.terms import TEXT_PREFIX, texts_at
 __all__ = ["handing", "install"]
 
 _numbers = itertools.count(1)
-_handed: dict[int, _Matcher | _Elements] = {}
+_handed: dict[int, Any] = {}
 
 
 @contextmanager

@@ -42,7 +42,11 @@ class Question:
     """One question in one snapshot. `hand` is that of `_functions.handing`."""
 
     def __init__(
-        self, connection: sqlite3.Connection, node: Node, hand: Callable[[Match | Element], int], include_deleted: bool = False
+        self,
+        connection: sqlite3.Connection,
+        node: Node,
+        hand: Callable[[Match | Element], int],
+        include_deleted: bool = False,
     ) -> None:
         self._connection = connection
         self._catalog = Catalog(connection)
@@ -231,7 +235,8 @@ class Question:
         paths = self._compiler.sortable(sort.path)
         ranks = " ".join(f"WHEN {path.p} THEN {KIND_ORDER[path.kind]}" for path in paths) or "WHEN 0 THEN 0"
         rank = f"CASE s.p {ranks} END"
-        of_document = f"FROM facts s WHERE s.d={self._compiler.home('c.d', paths)} AND s.p IN ({','.join(str(path.p) for path in paths) or '0'})"
+        numbers = ",".join(str(path.p) for path in paths) or "0"
+        of_document = f"FROM facts s WHERE s.d={self._compiler.home('c.d', paths)} AND s.p IN ({numbers})"
         if len(paths) == 1:
             best, rank = f"{of_document} ORDER BY s.v {order} LIMIT 1", str(KIND_ORDER[paths[0].kind])
         else:

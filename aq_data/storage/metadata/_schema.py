@@ -5,8 +5,8 @@ that a comparison never meets a value of another kind; `d` is the document's pos
 document the terms stand under -p: counting and walking a positive p meets only documents that are alive. `facts(d, p, v)` is
 the same the other way round: what a given document has, with 0 in place of digests.
 
-Large instruments are a row of `snapshots` to which any number of documents refer (models.snapshots). Terms, facts and words of
-a snapshot stand there once, under d = -snapshot. A document that has one has none of these itself, but a term of the path
+Large instruments are a row of `snapshots` to which any number of documents refer (models.snapshots). Terms, facts and words
+of a snapshot stand there once, under d = -snapshot. A document that has one has none of these itself, but a term of the path
 `SNAPSHOT` with the snapshot's number.
 """
 

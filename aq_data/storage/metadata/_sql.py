@@ -64,7 +64,9 @@ class Catalog:
         if path not in self._known:
             question = "SELECT p, kind, multi, many, shared, n FROM paths WHERE path=?"
             rows = self._connection.execute(question, (path,)).fetchall()
-            self._known[path] = [Path(p, kind, *map(bool, flags), n) for p, kind, *flags, n in rows]
+            self._known[path] = [
+                Path(p, kind, bool(multi), bool(many), bool(shared), n) for p, kind, multi, many, shared, n in rows
+            ]
         return self._known[path]
 
     def path(self, path: str, kind: str) -> Path | None:
@@ -283,9 +285,8 @@ class Compiler:
             "SELECT h.d AS d FROM words CROSS JOIN terms h WHERE words MATCH ? AND words.rowid<0 "
             f"AND h.p {self._p(self._catalog.snapshot)} AND h.v=-words.rowid"
         )
-        own = [f"{sql} AND rowid>0" for sql in tables]
-        for word in apart:
-            parts.append(Statement(" UNION ".join([*own, of_snapshots]), (_words((word,)),) * (len(own) + 1)))
+        either = " UNION ".join([*(f"{sql} AND rowid>0" for sql in tables), of_snapshots])
+        parts += [Statement(either, (_words((word,)),) * (len(tables) + 1)) for word in apart]
         sql = parts[0].sql if len(parts) == 1 else " INTERSECT ".join(f"SELECT d FROM ({part.sql})" for part in parts)
         return Statement(sql, tuple(value for part in parts for value in part.parameters))
 

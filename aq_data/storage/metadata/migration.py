@@ -92,7 +92,10 @@ def _steps(version: int) -> tuple[str, ...]:
     if version < 2:
         steps.append("add the tables of sweeps")
     if version < SCHEMA_VERSION:
-        steps += ["add pids, each of one DataFile, and the history of changes", "store large instruments that are the same once"]
+        steps += [
+            "add pids, each of one DataFile, and the history of changes",
+            "store large instruments that are the same once",
+        ]
         steps += ["index every document anew"]
     return tuple(steps)
 

@@ -181,7 +181,16 @@ class SqliteStore(MetadataStore):
         after = Stored(is_deleted, *put_apart(connection, document))
         connection.execute(
             "UPDATE datafiles SET revision=?, deleted=?, attempt=?, digest=?, pid=?, snapshot=?, document=? WHERE seq=?",
-            (document.revision, is_deleted, record.attempt, record.digest, document.pid, after.snapshot, after.document, seq),
+            (
+                document.revision,
+                is_deleted,
+                record.attempt,
+                record.digest,
+                document.pid,
+                after.snapshot,
+                after.document,
+                seq,
+            ),
         )
         self._index.replace(connection, seq, before, after)
         if before.snapshot is not None and before.snapshot != after.snapshot:
