@@ -14,11 +14,23 @@ import msgspec
 
 from aq_data.models.datafile import DataFile
 
-__all__ = ["SNAPSHOT_BYTES", "Snapshot", "joined", "joined_json", "separated", "snapshot_document", "snapshot_hash"]
+__all__ = [
+    "REFERENCE",
+    "SNAPSHOT_BYTES",
+    "Snapshot",
+    "joined",
+    "joined_json",
+    "separated",
+    "snapshot_document",
+    "snapshot_hash",
+]
 
 SNAPSHOT_BYTES = 16 << 10
 """Instruments of at least so many bytes of JSON are kept apart: a few pages of a database. What is smaller costs less than
 the look-ups that would save it."""
+
+REFERENCE = "$snapshot"
+"""The key beside which, in place of instruments, the hash of a snapshot stands; those of a client are never a text."""
 
 _FIELD = "instruments"
 
