@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import httpx
@@ -18,7 +19,9 @@ from aq_server.service.datafiles import DataFiles
 from aq_server.service.saving import Save
 
 import aq_data
-from aq_data.models.datafile import NewDataFile
+from aq_data.models.datafile import DataFile, NewDataFile, make_id
+from aq_data.models.query import parse_filter
+from aq_data.storage.metadata.record import Record
 
 
 def instruments(number: float = 1, settings: int = 600) -> dict:
@@ -79,6 +82,13 @@ def forget(data: Path) -> None:
     """Lose the database."""
     for path in data.glob("metadata.sqlite*"):
         path.unlink()
+
+
+def record(number: int, **fields) -> Record:
+    at = "2026-01-31T08:00:00.000000Z"
+    id = make_id(number, number.to_bytes(10, "big"))
+    document = DataFile(id=id, state="complete", revision=1, created_at=at, updated_at=at, **fields)
+    return Record(document, f"{number:016x}", f"{number:064x}")
 
 
 # --- what is stored ---------------------------------------------------------------------------------------------------
@@ -277,3 +287,31 @@ def test_a_snapshot_that_a_save_came_to_refer_to_while_it_was_collected_is_put_b
 
     assert with_stores(data, race) == []
     assert snapshots(data) == {key_of(instruments())}
+
+
+# --- what it costs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [250, pytest.param(1000, marks=pytest.mark.soak)])
+def test_records_with_one_snapshot_of_a_megabyte_cost_what_they_do_without_and_the_snapshot(data, monkeypatch, count):
+    """Database and blobs together, everything indexed: 3.3 kB a record, and the snapshot once in each with its terms."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    calibration = {f"curve {i}": {"value": f"{i:04} ".join("0123456789") * 20} for i in range(1000)}
+    shared = {"vna": {"model": "ZNB20", "settings": calibration}}
+    assert len(msgspec.json.encode(shared)) > 1_000_000
+    saved = [record(i, name=f"T1 of q{i}", metadata={"chip": "C7", "n": i}, instruments=shared) for i in range(count)]
+
+    async def save(stores: Stores):
+        async def one(new: Record) -> None:
+            await stores.arrays.publish_group(new.document, new.attempt, new.digest, [])
+            assert await stores.metadata.insert(new) is None
+
+        for first in range(0, len(saved), 50):
+            await asyncio.gather(*(one(new) for new in saved[first : first + 50]))
+        assert await stores.metadata.count(parse_filter({"instruments.vna.model": "ZNB20", "chip": "C7"})) == count
+        assert await stores.metadata.count(parse_filter({"$text": "curve q249 c7"})) == 1
+        assert await stores.metadata.get(saved[-1].document.id) == saved[-1]
+
+    with_stores(data, save)
+    cost = sum(path.stat().st_size for path in data.rglob("*") if path.is_file())
+    assert cost < 3_500_000 + 3_500 * count
