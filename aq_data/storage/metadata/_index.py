@@ -29,7 +29,7 @@ FACETS = 1000
 """Distinct values of a path that are counted one by one; a path with more is counted by walking it."""
 
 _NOT_UNDERSTOOD = (ArithmeticError, AqDataError, LookupError, TypeError, ValueError)
-_FACET_KINDS = {"number", "text", "bool", "date"}
+_FACET_KINDS = {"number", "text", "bool", "date", "snapshot"}
 
 
 class Stored(NamedTuple):

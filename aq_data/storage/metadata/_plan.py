@@ -83,14 +83,19 @@ class Question:
         kinds = {one.p: one.kind for one in wanted}
         numbers = ",".join(map(str, kinds))
         found = self._set()
-        if self._node != All(()) or any(one.shared for one in wanted):
+        snapshot = self._catalog.snapshot if any(one.shared for one in wanted) else None
+        if self._node != All(()) or (snapshot is not None and snapshot.many):
             home = self._compiler.home("c.d", wanted)
             sql = f"SELECT s.p, s.v, count(*) AS n FROM ({found.sql}) c JOIN facts s ON s.d={home} AND s.p IN ({numbers})"
             statement = Statement(f"{sql} GROUP BY s.p, s.v", found.parameters)
-        elif any(one.many for one in wanted):
-            statement = Statement(f"SELECT p, v, count(*) AS n FROM terms WHERE p IN ({numbers}) GROUP BY p, v")
         else:
-            statement = Statement(f"SELECT p, v, n FROM facets WHERE p IN ({numbers})")
+            own = f"SELECT p, v, n FROM facets WHERE p IN ({numbers})"
+            if any(one.many for one in wanted):
+                own = f"SELECT p, v, count(*) AS n FROM terms WHERE p IN ({numbers}) AND d>0 GROUP BY p, v"
+            if snapshot is not None:
+                counted = f"SELECT t.p, t.v, f.n {_counted(snapshot)} AND t.p IN ({numbers})"
+                own = f"SELECT p, v, sum(n) AS n FROM ({own} UNION ALL {counted}) GROUP BY p, v"
+            statement = Statement(own)
         order = " ".join(f"WHEN {one.p} THEN '{one.kind}'" for one in wanted)
         ordered = f"{statement.sql} ORDER BY n DESC, CASE p {order} END, v LIMIT {int(limit)}"
         rows = self._fetch(Statement(ordered, statement.parameters))
@@ -143,10 +148,17 @@ class Question:
         return None
 
     def _facet(self, path: Path, value: Any) -> int | None:
-        if path.many or path.shared or path.kind not in ("number", "text", "bool", "date"):
+        if path.many or path.kind not in ("number", "text", "bool", "date"):
             return None
         rows = self._fetch(Statement("SELECT n FROM facets WHERE p=? AND v=?", (path.p, value)))
-        return int(rows[0][0]) if rows else 0
+        own = int(rows[0][0]) if rows else 0
+        snapshot = self._catalog.snapshot if path.shared else None
+        if snapshot is None:
+            return own
+        if snapshot.many:
+            return None
+        shared = Statement(f"SELECT f.n {_counted(snapshot)} AND t.p=? AND t.v=?", (path.p, value))
+        return own + sum(int(row[0]) for row in self._fetch(shared))
 
     def _size(self, node: Plain) -> int:
         """About how many documents the index of this node gives; counted up to CAP."""
@@ -343,3 +355,8 @@ class Question:
         content_of = dict(contents)
         documents = {seq: joined_json(document, content_of.get(snapshot)) for seq, document, snapshot in rows}
         return [documents[seq] for seq in seqs]
+
+
+def _counted(snapshot: Path) -> str:
+    """Over `t`, terms of snapshots: how many documents have each, `f.n`; only while those are counted one by one."""
+    return f"FROM terms t CROSS JOIN facets f WHERE t.d<0 AND f.p={snapshot.p} AND f.v=-t.d"

@@ -58,6 +58,7 @@ class Catalog:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._known: dict[str, list[Path]] = {}
+        self._in_snapshots: dict[str, bool] = {}
 
     def paths(self, path: str) -> list[Path]:
         """Every kind of value that stands at a path."""
@@ -74,17 +75,19 @@ class Catalog:
         return next((one for one in self.paths(path) if one.kind == kind), None)
 
     @property
-    def snapshot(self) -> int:
-        """The number of the path that says which snapshot a document has; 0 when none has one."""
-        path = self.path(*SNAPSHOT)
-        return 0 if path is None else path.p
+    def snapshot(self) -> Path | None:
+        """The path that says which snapshot a document has; None when none has ever had one."""
+        return self.path(*SNAPSHOT)
 
     def is_in_snapshots(self, word: str) -> bool:
         """Whether some snapshot has a word that begins so."""
-        if not self.snapshot:
+        if self.snapshot is None:
             return False
-        question = "SELECT 1 FROM words WHERE words MATCH ? AND rowid<0 LIMIT 1"
-        return self._connection.execute(question, (_words((word,)),)).fetchone() is not None
+        if word not in self._in_snapshots:
+            question = "SELECT 1 FROM words WHERE words MATCH ? AND rowid<0 LIMIT 1"
+            found = self._connection.execute(question, (_words((word,)),)).fetchone()
+            self._in_snapshots[word] = found is not None
+        return self._in_snapshots[word]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,7 @@ class Compiler:
 
     def __init__(self, catalog: Catalog, hand: Callable[[Match | Element], int], include_deleted: bool) -> None:
         self._catalog, self._hand, self._include_deleted = catalog, hand, include_deleted
+        self._which = catalog.snapshot.p if catalog.snapshot is not None else 0
 
     def _p(self, p: int) -> str:
         return f"IN ({p}, {-p})" if self._include_deleted else f"={p}"
@@ -123,7 +127,7 @@ class Compiler:
         """The position under which the facts of the document at `d` stand at these paths."""
         if not any(path.shared for path in paths):
             return d
-        return f"coalesce((SELECT -v FROM facts WHERE d={d} AND p={self._catalog.snapshot}), {d})"
+        return f"coalesce((SELECT -v FROM facts WHERE d={d} AND p={self._which}), {d})"
 
     def _spread(self, paths: Sequence[Path], within: Statement) -> Statement:
         """`SELECT d` of what has a term `t` at one of the paths that is `within`."""
@@ -134,7 +138,7 @@ class Compiler:
             return Statement(f"{own} AND {within.sql}", within.parameters)
         of_snapshots = (
             f"SELECT h.d AS d FROM terms t CROSS JOIN terms h WHERE t.p IN ({','.join(shared)}) AND t.d<0 "
-            f"AND h.p {self._p(self._catalog.snapshot)} AND h.v=-t.d"
+            f"AND h.p {self._p(self._which)} AND h.v=-t.d"
         )
         sql = f"{own} AND t.d>0 AND {within.sql} UNION ALL {of_snapshots} AND {within.sql}"
         return Statement(sql, within.parameters * 2)
@@ -194,15 +198,25 @@ class Compiler:
     def _test_words(self, node: Words, d: str) -> Statement:
         """One word may stand in a document and the next in its snapshot."""
         together, apart = self._words(node)
-        snapshot = f"(SELECT -v FROM facts WHERE d={d} AND p={self._catalog.snapshot})"
-        tests = []
-        for words in [together] * bool(together) + [(word,) for word in apart]:
-            places = [f"{sql} AND rowid={d}" for sql in self._words_tables("1")]
-            if words != together:
-                places.append(f"SELECT 1 FROM words WHERE words MATCH ? AND rowid={snapshot}")
-            found = [Statement(f"EXISTS ({sql})", (_words(words),)) for sql in places]
-            tests.append(joined("OR", found, NOTHING))
-        return joined("AND", tests, EVERYTHING)
+        found = [
+            Statement(f"EXISTS (SELECT 1 FROM {table} WHERE {table} MATCH ? AND rowid={d})", (_words(together),))
+            for table in self._tables_of_words
+        ]
+        tests = [joined("OR", found, NOTHING)] if together else []
+        return joined("AND", tests + [self._test_apart(word, d) for word in apart], EVERYTHING)
+
+    def _test_apart(self, word: str, d: str) -> Statement:
+        """What has the word is found once, not for each document."""
+        found = " UNION ALL ".join(
+            f"SELECT rowid FROM {table} WHERE {table} MATCH ? AND rowid>0" for table in self._tables_of_words
+        )
+        own = Statement(f"{d} IN ({found})", (_words((word,)),) * len(self._tables_of_words))
+        return joined("OR", [self._test_snapshot(word, d), own], NOTHING)
+
+    def _test_snapshot(self, word: str, d: str) -> Statement:
+        found = "SELECT -rowid FROM words WHERE words MATCH ? AND rowid<0"
+        snapshot = f"(SELECT v FROM facts WHERE d={d} AND p={self._which})"
+        return Statement(f"coalesce({snapshot} IN ({found}), 0)", (_words((word,)),))
 
     def _words(self, node: Words) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Those that are looked for together, for no snapshot has them, and those each apart."""
@@ -279,20 +293,28 @@ class Compiler:
 
     def _documents_with(self, node: Words) -> Statement:
         together, apart = self._words(node)
-        tables = self._words_tables("rowid AS d")
-        parts = [Statement(" UNION ALL ".join(tables), (_words(together),) * len(tables))] if together else []
-        of_snapshots = (
-            "SELECT h.d AS d FROM words CROSS JOIN terms h WHERE words MATCH ? AND words.rowid<0 "
-            f"AND h.p {self._p(self._catalog.snapshot)} AND h.v=-words.rowid"
-        )
-        either = " UNION ".join([*(f"{sql} AND rowid>0" for sql in tables), of_snapshots])
-        parts += [Statement(either, (_words((word,)),) * (len(tables) + 1)) for word in apart]
-        sql = parts[0].sql if len(parts) == 1 else " INTERSECT ".join(f"SELECT d FROM ({part.sql})" for part in parts)
-        return Statement(sql, tuple(value for part in parts for value in part.parameters))
+        tables = self._tables_of_words
+        if together:
+            leading = " UNION ALL ".join(f"SELECT rowid AS d FROM {table} WHERE {table} MATCH ?" for table in tables)
+            documents = Statement(leading, (_words(together),) * len(tables))
+        else:
+            documents, apart = self._documents_with_one(apart[0]), apart[1:]
+        return self.those(documents, [Words(apart)]) if apart else documents
 
-    def _words_tables(self, what: str) -> list[str]:
-        tables = ("words", "buried_words") if self._include_deleted else ("words",)
-        return [f"SELECT {what} FROM {table} WHERE {table} MATCH ?" for table in tables]
+    def _documents_with_one(self, word: str) -> Statement:
+        """Those whose snapshot has the word, and those that have it themselves and not in their snapshot."""
+        sql = (
+            "SELECT h.d AS d FROM words CROSS JOIN terms h WHERE words MATCH ? AND words.rowid<0 "
+            f"AND h.p {self._p(self._which)} AND h.v=-words.rowid"
+        )
+        for table in self._tables_of_words:
+            has_not = f"NOT {self._test_snapshot(word, f'{table}.rowid').sql}"
+            sql += f" UNION ALL SELECT rowid AS d FROM {table} WHERE {table} MATCH ? AND rowid>0 AND {has_not}"
+        return Statement(sql, (_words((word,)),) * (1 + 2 * len(self._tables_of_words)))
+
+    @property
+    def _tables_of_words(self) -> tuple[str, ...]:
+        return ("words", "buried_words") if self._include_deleted else ("words",)
 
     def _signed(self, p: int) -> tuple[int, ...]:
         return (p, -p) if self._include_deleted else (p,)
