@@ -17,7 +17,8 @@ from aq_data.models.paths import SortKey
 from aq_data.models.query import All, AnyOf, Compare, Element, Exists, Match, Node, Not, check_dimension, nodes_of
 from aq_data.models.snapshots import joined_json
 from aq_data.models.terms import KIND_ORDER
-from aq_data.storage.metadata._sql import Catalog, Compiler, Path, Range, Statement, outside
+from aq_data.storage.metadata._catalog import Catalog, Path
+from aq_data.storage.metadata._sql import Compiler, Range, Statement, outside
 from aq_data.storage.metadata.cursors import Cursor
 from aq_data.storage.metadata.store import Page
 

@@ -5,17 +5,16 @@ Tables are described in `_schema`. A set is `SELECT d …`, a test an expression
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from aq_data.models.paths import ELEMENT
 from aq_data.models.query import All, AnyOf, Compare, Element, Exists, Match, Node, Not, Words
 from aq_data.models.terms import KIND_ORDER, TEXT_PREFIX
-from aq_data.storage.metadata._schema import SNAPSHOT
+from aq_data.storage.metadata._catalog import Catalog, Path, matching
 
-__all__ = ["NOTHING", "Catalog", "Compiler", "Path", "Range", "Statement", "joined", "outside"]
+__all__ = ["NOTHING", "Compiler", "Range", "Statement", "joined", "outside"]
 
 _OPERATORS = {"eq": "=", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 
@@ -38,56 +37,6 @@ def joined(word: str, parts: list[Statement], empty: Statement) -> Statement:
         return empty
     sql = "(" + f" {word} ".join(part.sql for part in parts) + ")"
     return Statement(sql, tuple(value for part in parts for value in part.parameters))
-
-
-@dataclass(frozen=True, slots=True)
-class Path:
-    """A row of `paths`."""
-
-    p: int
-    kind: str
-    multi: bool
-    many: bool
-    shared: bool
-    n: int
-
-
-class Catalog:
-    """The numbers of paths, as of the snapshot a connection reads."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-        self._known: dict[str, list[Path]] = {}
-        self._in_snapshots: dict[str, bool] = {}
-
-    def paths(self, path: str) -> list[Path]:
-        """Every kind of value that stands at a path."""
-        if path not in self._known:
-            question = "SELECT p, kind, multi, many, shared, n FROM paths WHERE path=?"
-            rows = self._connection.execute(question, (path,)).fetchall()
-            self._known[path] = [
-                Path(p, kind, bool(multi), bool(many), bool(shared), n) for p, kind, multi, many, shared, n in rows
-            ]
-        return self._known[path]
-
-    def path(self, path: str, kind: str) -> Path | None:
-        """That of one kind; None when no document has any."""
-        return next((one for one in self.paths(path) if one.kind == kind), None)
-
-    @property
-    def snapshot(self) -> Path | None:
-        """The path that says which snapshot a document has; None when none has ever had one."""
-        return self.path(*SNAPSHOT)
-
-    def is_in_snapshots(self, word: str) -> bool:
-        """Whether some snapshot has a word that begins so."""
-        if self.snapshot is None:
-            return False
-        if word not in self._in_snapshots:
-            question = "SELECT 1 FROM words WHERE words MATCH ? AND rowid<0 LIMIT 1"
-            found = self._connection.execute(question, (_words((word,)),)).fetchone()
-            self._in_snapshots[word] = found is not None
-        return self._in_snapshots[word]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,9 +146,9 @@ class Compiler:
 
     def _test_words(self, node: Words, d: str) -> Statement:
         """One word may stand in a document and the next in its snapshot."""
-        together, apart = self._words(node)
+        together, apart = self._parted(node)
         found = [
-            Statement(f"EXISTS (SELECT 1 FROM {table} WHERE {table} MATCH ? AND rowid={d})", (_words(together),))
+            Statement(f"EXISTS (SELECT 1 FROM {table} WHERE {table} MATCH ? AND rowid={d})", (matching(together),))
             for table in self._tables_of_words
         ]
         tests = [joined("OR", found, NOTHING)] if together else []
@@ -210,15 +159,15 @@ class Compiler:
         found = " UNION ALL ".join(
             f"SELECT rowid FROM {table} WHERE {table} MATCH ? AND rowid>0" for table in self._tables_of_words
         )
-        own = Statement(f"{d} IN ({found})", (_words((word,)),) * len(self._tables_of_words))
+        own = Statement(f"{d} IN ({found})", (matching((word,)),) * len(self._tables_of_words))
         return joined("OR", [self._test_snapshot(word, d), own], NOTHING)
 
     def _test_snapshot(self, word: str, d: str) -> Statement:
         found = "SELECT -rowid FROM words WHERE words MATCH ? AND rowid<0"
         snapshot = f"(SELECT v FROM facts WHERE d={d} AND p={self._which})"
-        return Statement(f"coalesce({snapshot} IN ({found}), 0)", (_words((word,)),))
+        return Statement(f"coalesce({snapshot} IN ({found}), 0)", (matching((word,)),))
 
-    def _words(self, node: Words) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def _parted(self, node: Words) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Those that are looked for together, for no snapshot has them, and those each apart."""
         apart = tuple(word for word in node.words if self._catalog.is_in_snapshots(word))
         return tuple(word for word in node.words if word not in apart), apart
@@ -292,11 +241,11 @@ class Compiler:
         return None
 
     def _documents_with(self, node: Words) -> Statement:
-        together, apart = self._words(node)
+        together, apart = self._parted(node)
         tables = self._tables_of_words
         if together:
             leading = " UNION ALL ".join(f"SELECT rowid AS d FROM {table} WHERE {table} MATCH ?" for table in tables)
-            documents = Statement(leading, (_words(together),) * len(tables))
+            documents = Statement(leading, (matching(together),) * len(tables))
         else:
             documents, apart = self._documents_with_one(apart[0]), apart[1:]
         return self.those(documents, [Words(apart)]) if apart else documents
@@ -310,7 +259,7 @@ class Compiler:
         for table in self._tables_of_words:
             has_not = f"NOT {self._test_snapshot(word, f'{table}.rowid').sql}"
             sql += f" UNION ALL SELECT rowid AS d FROM {table} WHERE {table} MATCH ? AND rowid>0 AND {has_not}"
-        return Statement(sql, (_words((word,)),) * (1 + 2 * len(self._tables_of_words)))
+        return Statement(sql, (matching((word,)),) * (1 + 2 * len(self._tables_of_words)))
 
     @property
     def _tables_of_words(self) -> tuple[str, ...]:
@@ -365,10 +314,6 @@ def _beyond(prefix: str) -> str:
         prefix = prefix[:-1]
     following = ord(prefix[-1]) + 1 if prefix else 0x10FFFF
     return prefix[:-1] + chr(0xE000 if following == 0xD800 else following)  # surrogates are no characters
-
-
-def _words(words: Iterable[str]) -> str:
-    return " AND ".join(f'"{word}"*' for word in words)
 
 
 def outside(node: Node, path: str) -> Node:
