@@ -4,10 +4,10 @@ BIN = .venv/bin
 INSTALLED = .venv/.installed
 INSTALLED_DEV = .venv/.installed-dev
 
-.PHONY: help demo serve test check soak benchmarks clean
+.PHONY: help demo serve test services test-services check soak benchmarks clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("aq-data needs Python 3.11 or later; name one with PYTHON=…" if sys.version_info < (3, 11) else 0)'
@@ -27,8 +27,14 @@ demo: $(INSTALLED) ## install, start a server, save a simulated sweep, find it, 
 serve: $(INSTALLED) ## start a server on ./aq-data
 	@$(BIN)/aq-data serve
 
-test: $(INSTALLED_DEV) ## the whole suite; needs no service
+test: $(INSTALLED_DEV) ## the whole suite; skips what needs a service
 	@$(BIN)/python -m pytest -n auto --dist worksteal
+
+services: .venv/bin/python ## fetch what test-services needs into .cache, once
+	@$(BIN)/python tests/services/fetch.py
+
+test-services: $(INSTALLED_DEV) ## the tests against real services; a service that is not there is a failure
+	@AQ_DATA_SERVICES=required $(BIN)/python -m pytest -m services -n auto --dist worksteal
 
 check: $(INSTALLED_DEV) ## linters, types, import contracts
 	@$(BIN)/ruff check .

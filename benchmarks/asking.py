@@ -1,71 +1,66 @@
-"""Sides that W7 can be asked of in one process: any metadata store, and a server through aq-data's client."""
+"""How W7 asks: one family of questions of one side, each answer held against the truth.
 
-import asyncio
+Imports nothing but NumPy, since it also runs in Tiled's environment.
+"""
+
+import json
+from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Protocol
 
-import msgspec
+import numpy as np
 
-import aq_data
-from aq_data.models.paths import parse_path, parse_sort
-from aq_data.models.query import parse_filter
-from aq_data.models.values import from_tagged
-from aq_data.storage.metadata.store import MetadataStore
-from benchmarks.questions import PAGE, Answer, Question
+from benchmarks.questions import FAMILIES, Answer, Question, Truth
 
-__all__ = ["Asker", "ClientAsker", "StoreAsker"]
+__all__ = ["Asker", "Finding", "NotUnderstoodError", "ask_family"]
+
+WARM_UP = 10
+PATIENCE = 20.0
+"""Seconds after which a family is asked no more questions: what is so slow needs no hundred values to be known as slow."""
+
+
+class NotUnderstoodError(Exception):
+    """The side has no such question."""
 
 
 class Asker(Protocol):
     """One side."""
 
     def ask(self, question: Question) -> tuple[float, Answer]:
-        """The seconds it took to be answered, and the answer. QueryError when the side cannot understand it."""
+        """The seconds it took to be answered, and the answer; NotUnderstoodError."""
         ...
 
 
-class StoreAsker:
-    """A store, and the event loop it lives on. The clock covers parsing and the store's own call."""
+@dataclass(frozen=True)
+class Finding:
+    """How one side answered one family. `trouble`: why there are no figures, or what the first wrong answer was to."""
 
-    def __init__(self, store: MetadataStore, loop: asyncio.Runner) -> None:
-        self._store, self._loop = store, loop
-
-    def ask(self, question: Question) -> tuple[float, Answer]:
-        return self._loop.run(self._timed(question))
-
-    async def _timed(self, question: Question) -> tuple[float, Answer]:
-        start = perf_counter()
-        node = parse_filter(question.filter)
-        if question.ask == "count":
-            count = await self._store.count(node)
-            return perf_counter() - start, Answer(count=count)
-        if question.ask == "distinct":
-            pairs = await self._store.distinct(parse_path(question.path), node, PAGE)
-            return perf_counter() - start, Answer(values=tuple(pairs))
-        page = await self._store.search(node, parse_sort(question.sort), PAGE, None)
-        seconds = perf_counter() - start
-        return seconds, Answer(tuple(_number(msgspec.json.decode(raw)) for raw in page.documents), page.total)
+    side: str
+    family: str
+    asked: int = 0
+    median_ms: float = 0.0
+    p99_ms: float = 0.0
+    trouble: str = ""
+    is_wrong: bool = False
 
 
-class ClientAsker:
-    """The client of a server. The clock covers everything until the documents are there to be read."""
-
-    def __init__(self, url: str) -> None:
-        self._client = aq_data.connect(url)
-
-    def ask(self, question: Question) -> tuple[float, Answer]:
-        client, filter = self._client, from_tagged(question.filter)
-        start = perf_counter()
-        if question.ask == "count":
-            count = client.count(filter)
-            return perf_counter() - start, Answer(count=count)
-        if question.ask == "distinct":
-            values = client.distinct(question.path, filter, limit=PAGE)
-            return perf_counter() - start, Answer(values=tuple(values.items()))
-        hits = client.search(filter, sort=question.sort, limit=PAGE)
-        seconds = perf_counter() - start
-        return seconds, Answer(tuple(file.metadata["number"] for file in hits), hits.total)
-
-
-def _number(document: dict[str, Any]) -> int:
-    return int(document["metadata"]["number"])
+def ask_family(asker: Asker, side: str, name: str, truth: Truth, values: int) -> Finding:
+    """Ask questions with `values` different values, until patience ends, after `WARM_UP` others."""
+    family = FAMILIES[name]
+    seconds: list[float] = []
+    wrong = ""
+    begin = perf_counter()
+    for k in range(-WARM_UP, values):
+        question = family.make(truth, k % (2 * values))
+        try:
+            took, answer = asker.ask(question)
+        except NotUnderstoodError as error:
+            return Finding(side, name, trouble=f"not understood: {error}")
+        if not wrong and answer != question.expected(truth):
+            wrong = f"WRONG: {json.dumps(question.filter)}"
+        if k >= 0:
+            seconds.append(took)
+        if perf_counter() - begin > PATIENCE and seconds:
+            break
+    median, p99 = np.percentile(np.asarray(seconds) * 1e3, [50, 99])
+    return Finding(side, name, len(seconds), float(median), float(p99), wrong, bool(wrong))

@@ -1,20 +1,23 @@
 """Metadata stores that hold a catalogue: filled through the store's own contract, kept in the cache between runs."""
 
 import asyncio
+import hashlib
 import json
 import logging
 import sqlite3
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 import numpy as np
 
 from aq_data.models.datafile import DataFile, make_id
 from aq_data.models.query import All, Exists
-from aq_data.storage.metadata._schema import SCHEMA_VERSION
+from aq_data.storage.metadata._schema import PRAGMAS, SCHEMA, SCHEMA_VERSION
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.sqlite import SqliteStore
 from aq_data.storage.metadata.store import MetadataStore
@@ -28,6 +31,16 @@ _TOGETHER = 1000
 """Records that are inserted at the same time."""
 _SLICE = 20_000
 """Records after which the index is waited for, and the rate told."""
+_HASTY = {
+    "aq_data.storage.metadata.sqlite.BACKLOG": _SLICE,
+    "aq_data.storage.metadata._connection.PRAGMAS": (
+        *PRAGMAS,
+        "PRAGMA synchronous=OFF",
+        "PRAGMA cache_size=-2000000",
+        "PRAGMA wal_autocheckpoint=100000",
+    ),
+}
+"""How all but the last documents go in: the same rows in half the time, with memory and without a care for power cuts."""
 
 
 def record_of(number: int, document: dict[str, Any]) -> Record:
@@ -62,10 +75,12 @@ def database_of(folder: Path) -> Path:
 def ensure_sqlite(count: int, cache: Path) -> Path:
     """The data folder of a server with so many documents, filled if it is not there; what was half filled is gone on with.
 
-    Its name holds the versions of the generator and of the database's schema: a store of another is never measured. How
-    fast the last documents went in and how large it became is kept beside it, in `built.json`.
+    Its name holds the versions of the generator and of the database's schema, and a digest of that, as it may change before
+    its version is released: a store of another is never measured. How fast documents went in and how large it became
+    is kept beside it, in `built.json`.
     """
-    folder = cache / f"catalogue-{GENERATOR_VERSION}-sqlite-{SCHEMA_VERSION}" / str(count)
+    schema = f"{SCHEMA_VERSION}-{hashlib.sha256(repr(SCHEMA).encode()).hexdigest()[:8]}"
+    folder = cache / f"catalogue-{GENERATOR_VERSION}-sqlite-{schema}" / str(count)
     built = folder / "built.json"
     if not built.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,10 +93,20 @@ def ensure_sqlite(count: int, cache: Path) -> Path:
 
 
 async def _fill_sqlite(path: Path, count: int, rates: dict[str, float]) -> None:
+    """The last 20,000 as the product inserts them: their rate is what counts."""
+
     def told(documents: int, rate: float) -> None:
         rates[str(documents)] = rate
-        _LOG.info("%9d documents, the last %d at %.0f/s", documents, _SLICE, rate)
+        _LOG.info("%9d documents, the last %d at %.0f/s", documents, min(documents, _SLICE), rate)
 
+    with ExitStack() as stack:
+        for name, value in _HASTY.items():
+            stack.enter_context(patch(name, value))
+        await _fill_to(path, max(0, count - _SLICE), told)
+    await _fill_to(path, count, told)
+
+
+async def _fill_to(path: Path, count: int, told: Callable[[int, float], None]) -> None:
     store = SqliteStore(path)
     try:
         await fill(store, count, told)

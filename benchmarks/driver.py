@@ -12,10 +12,13 @@ import queue
 import sys
 import threading
 import traceback
+from dataclasses import asdict
 from typing import Any
 
 from benchmarks import measurements
+from benchmarks.asking import ask_family
 from benchmarks.peer import Options, Peer
+from benchmarks.questions import Truth
 from benchmarks.workloads import Stored, array_of
 
 PEERS = {
@@ -23,8 +26,10 @@ PEERS = {
     "tiled": "benchmarks.tiled_peer",
     "zarr": "benchmarks.zarr_floor",
     "route": "benchmarks.route_floor",
+    "tiled-catalogue": "benchmarks.tiled_asker",
 }
-"""Modules with a function `connect(options) -> Peer`; imported by name because each needs its own packages."""
+"""Modules with a function `connect(options)` that gives a Peer, the last a TiledAsker for W7; imported by name because each
+needs its own packages."""
 
 
 class Driver:
@@ -88,6 +93,15 @@ class Driver:
             self._options["url"], **sizes
         )
         return figures
+
+    def load_catalogue(self, count: int) -> None:
+        self._asker().load(count)
+
+    def ask_family(self, side: str, name: str, count: int, values: int) -> dict[str, Any]:
+        return asdict(ask_family(self._asker(), side, name, Truth(count), values))
+
+    def _asker(self) -> Any:
+        return self._clients(1)[0]
 
     def rest(self) -> None:
         """Nothing: ends `pull_slabs`."""

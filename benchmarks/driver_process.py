@@ -21,7 +21,7 @@ class DriverError(RuntimeError):
 
 
 class DriverProcess:
-    """One driver with its client connected and warm."""
+    """One driver with its client connected."""
 
     def __init__(self, python: str, peer: str, options: Options, log: Path) -> None:
         with log.open("ab") as errors:
@@ -37,7 +37,6 @@ class DriverProcess:
         self._log = log
         try:
             self.ask("connect", options=options)
-            self.ask("warm_up")
         except BaseException:
             self.stop()
             raise

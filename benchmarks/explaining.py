@@ -1,6 +1,7 @@
 """The SQL that a question becomes, each statement timed alone, with SQLite's plan for it."""
 
 import asyncio
+import re
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 from aq_data.storage.metadata.sqlite import SqliteStore
-from benchmarks.asking import StoreAsker
+from benchmarks.aq_askers import StoreAsker
 from benchmarks.questions import Question
 
 __all__ = ["Explained", "statements_of"]
@@ -52,6 +53,9 @@ def statements_of(path: Path, question: Question) -> list[Explained]:
 
 
 def _explained(connection: sqlite3.Connection, sql: str) -> Explained:
+    # Our functions know their patterns only inside the store: here they say yes at once, and their own time is missing.
+    for name in re.findall(r"\baq_\w+", sql):
+        connection.create_function(name, -1, lambda *_: 1)
     seconds, rows = [], 0
     for _ in range(2):
         start = perf_counter()

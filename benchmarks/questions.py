@@ -58,8 +58,9 @@ class Truth:
     def has_word(self, name: str, index: int) -> Mask:
         """Comments with one of the words that are there twice, or with another."""
         if name == "some_word":
-            return (self["first_word"] == index) | (self["second_word"] == index)
-        return np.asarray(self[name] == index)
+            matching: Mask = (self["first_word"] == index) | (self["second_word"] == index)
+            return matching
+        return np.equal(self[name], index)
 
 
 @dataclass(frozen=True)

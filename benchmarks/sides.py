@@ -12,10 +12,10 @@ from benchmarks.peer import Options
 from benchmarks.server_process import ServerKind, ServerProcess
 from benchmarks.workloads import Scale, Stored
 
-__all__ = ["AQ_SERVER", "SIDES", "Side", "open_sides"]
+__all__ = ["AQ_SERVER", "SIDES", "TILED_KEY", "Side", "open_sides", "tiled_server"]
 
 SIDES = ("aq", "tiled", "tiled-tuned", "zarr", "route")
-_TILED_KEY = "benchmark"
+TILED_KEY = "benchmark"
 """The single-user key of a server that lives for minutes, on loopback."""
 
 
@@ -55,11 +55,17 @@ class Side:
         return self._drivers[number]
 
     def new_driver(self) -> DriverProcess:
-        """One that belongs to the caller, connected to wherever the server listens now."""
+        """One that belongs to the caller, connected to wherever the server listens now, and warm."""
         url = str(self._folder) if self._server is None else self._server.url
         options = self._contestant.options | {"url": url}
         log = self._folder.with_name(f"{self._folder.name}-driver.log")
-        return DriverProcess(self._contestant.python, self._contestant.peer, options, log)
+        driver = DriverProcess(self._contestant.python, self._contestant.peer, options, log)
+        try:
+            driver.ask("warm_up")
+        except BaseException:
+            driver.stop()
+            raise
+        return driver
 
     def new_server(self) -> ServerProcess:
         """Another of the same kind over an empty folder, not started; it belongs to the caller."""
@@ -134,7 +140,7 @@ def _contestant(name: str, scale: Scale, tiled: Path | None) -> Contestant:
         case "tiled" | "tiled-tuned":
             assert tiled is not None
             chunks = scale.tuned_chunks if name == "tiled-tuned" else None
-            return Contestant("tiled", str(tiled), _tiled_server(tiled), {"api_key": _TILED_KEY, "chunks": chunks})
+            return Contestant("tiled", str(tiled), tiled_server(tiled), {"api_key": TILED_KEY, "chunks": chunks})
     raise ValueError(f"no side is called {name!r}; there are {', '.join(SIDES)}")
 
 
@@ -149,14 +155,14 @@ def _route_command(port: int, _folder: Path) -> list[str]:
     return [sys.executable, "-m", "benchmarks.route_floor", str(port)]
 
 
-def _tiled_server(python: Path) -> ServerKind:
+def tiled_server(python: Path) -> ServerKind:
     """As its documentation starts one: SQLite catalogue and local files; no streaming cache, which would only cost."""
 
     def command(port: int, folder: Path) -> list[str]:
         storage = [str(folder / "catalog.db"), "--init", "--write", str(folder / "data")]
         return [str(python.with_name("tiled")), "serve", "catalog", *storage, *_address(port)]
 
-    return ServerKind(command, "/healthz", {"TILED_SINGLE_USER_API_KEY": _TILED_KEY})
+    return ServerKind(command, "/healthz", {"TILED_SINGLE_USER_API_KEY": TILED_KEY})
 
 
 def _address(port: int) -> list[str]:

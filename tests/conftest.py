@@ -15,10 +15,13 @@ import pytest
 from aq_server.commands.serving import running
 from aq_server.config import ServerConfig
 from hypothesis import HealthCheck, settings
+from services import mongo as mongo_service
 
 import aq_data
 
 SOAK = bool(os.environ.get("AQ_DATA_SOAK"))
+SERVICES = os.environ.get("AQ_DATA_SERVICES", "")
+"""Any value runs the tests that need a service if it is there; with "required" one that is not there is a failure."""
 
 settings.register_profile(
     "default", max_examples=60, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck)
@@ -28,19 +31,47 @@ settings.load_profile("soak" if SOAK else "default")
 
 
 def pytest_collection_modifyitems(config, items):
-    if not SOAK:
-        for item in items:
-            if "soak" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="a long run; `make soak` has it"))
+    lacks_services = SERVICES != "required" and not (SERVICES and mongo_service.is_there())
+    for item in items:
+        if not SOAK and "soak" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="a long run; `make soak` has it"))
+        if lacks_services and "services" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a service: `make services`, then `make test-services`"))
 
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No configuration or token of the machine reaches a test."""
     for name in list(os.environ):
-        if name.startswith("AQ_DATA_") and name != "AQ_DATA_SOAK":
+        if name.startswith("AQ_DATA_") and name not in ("AQ_DATA_SOAK", "AQ_DATA_SERVICES", "AQ_DATA_MONGO"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp() / "home"))
+
+
+@pytest.fixture(scope="session")
+def mongo() -> Iterator[str]:
+    """The address of a MongoDB for this run."""
+    with mongo_service.running() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def _mongo_room(mongo: str) -> Iterator[mongo_service.Room]:
+    with mongo_service.Room(mongo) as room:
+        yield room
+
+
+@pytest.fixture
+def mongo_room(_mongo_room: mongo_service.Room) -> mongo_service.Room:
+    """An empty database, by `name`, which `clear` empties again."""
+    _mongo_room.clear()
+    return _mongo_room
+
+
+@pytest.fixture
+def mongo_database(mongo_room: mongo_service.Room) -> str:
+    """The name of an empty database."""
+    return mongo_room.name
 
 
 @pytest.fixture

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+from aq_data.models.paths import ELEMENT
 from aq_data.models.patterns import found_in
 from aq_data.models.query import All, AnyOf, Compare, Element, Exists, Match, Node, Not, Operator
 from aq_data.models.terms import Term, elements_at, terms, terms_of_element, texts_at
 from aq_data.models.words import document_words
 
-__all__ = ["Facts", "matches"]
+__all__ = ["Facts", "matches", "outside"]
 
 
 class Facts:
@@ -50,6 +52,20 @@ def matches(node: Node, facts: Facts) -> bool:
     if isinstance(node, Compare):
         return any(t.path == node.path and t.kind == node.kind and _holds(t.value, node.op, node.value) for t in facts.terms)
     return all(any(word.startswith(wanted) for word in facts.words) for wanted in node.words)
+
+
+def outside(node: Node, path: str) -> Node:
+    """What must hold of the document when an element of the list at `path` is matched by `node`; perhaps more general."""
+    if isinstance(node, (Compare, Exists, Match)):
+        inside = node.path.removeprefix(ELEMENT)
+        return replace(node, path=path + inside)
+    if isinstance(node, Element):
+        return outside(node.child, path + node.path.removeprefix(ELEMENT))
+    if isinstance(node, AnyOf):
+        return AnyOf(tuple(outside(child, path) for child in node.children))
+    if isinstance(node, All):
+        return All(tuple(outside(child, path) for child in node.children))
+    return All(())
 
 
 def _holds(left: Any, op: Operator, right: Any) -> bool:

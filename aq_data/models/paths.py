@@ -86,7 +86,7 @@ def parse_relative_path(text: str) -> str:
 
 def _checked_segments(text: str) -> list[str]:
     if not text or len(text) > MAX_PATH:
-        raise QueryError(f"a path needs 1 to {MAX_PATH} characters, not {len(text)}")
+        raise QueryError(f"path {text[:40]!r} has {len(text)} characters; it needs 1 to {MAX_PATH}")
     return path_segments(text)
 
 

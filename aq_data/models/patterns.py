@@ -1,8 +1,9 @@
 r"""Regular expressions in filters: the RE2 subset, whose time is linear in the text, so that no pattern stalls a server.
 
 Checked when a filter is parsed. Left out is what RE2 and PCRE read differently, so that both databases answer the same:
-look-around, back-references, named groups, multi-line mode, `\Z`, `\C`. `$` is the end of the text, `.` is no line break,
-`\d \w \s \b` are ASCII. `(?i)` at the beginning ignores case.
+look-around, back-references, named groups, multi-line mode, `\B`, `\Z`, `\C`, a repeated `^`, `(?i)` beside classes that it
+would change in RE2 alone. `$` is the end of the text, `.` is no line break, `\d \w \s \b` are ASCII. `(?i)` at the beginning
+ignores case.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ MAX_PATTERN = 200
 """Characters of a pattern."""
 
 _SPACE = r"\t\n\f\r "
-_SAME = set("dDwWbBAtnfr")  # escapes that both dialects read alike
+_SAME = set("dDwWbAtnfr")  # escapes that both dialects read alike; of `\B` RE2 has one inside every "é"
 _GROUP = re.compile(r"\?(?:[is]*|-[is]+|[is]+-[is]+)[:)]|\?:")
 _REPEAT = re.compile(r"\{\d{1,3}(?:,\d{0,3})?\}")
 _CATEGORY = re.compile(r"\{\^?[A-Za-z]{1,20}\}|[A-Z]")
@@ -80,6 +81,7 @@ class _Translation:
     def __init__(self, text: str, where: str) -> None:
         self.text, self.where, self.at = text, where, 0
         self.out: list[str] = []
+        self.is_repeatable = self.folds = self.has_category = False
 
     def refuse(self, what: str, instead: str) -> QueryError:
         return QueryError(
@@ -89,28 +91,38 @@ class _Translation:
     def run(self) -> str:
         while self.at < len(self.text):
             ch = self.text[self.at]
+            if ch in "*+?{" and not self.is_repeatable:
+                raise self.refuse("a repetition of a place", "repeat a character, a class or a group")
             if ch == "\\":
+                self.is_repeatable = self.text[self.at + 1 : self.at + 2] not in ("b", "A", "z")
                 self.escape(in_class=False)
             elif ch == "[":
                 self.character_class()
+                self.is_repeatable = True
             elif ch == "(" and self.text[self.at + 1 : self.at + 2] == "?":
-                self.take(_GROUP, 1, "a group of its own kind", "there are (…), (?:…), (?i) and (?s)")
+                group = self.take(_GROUP, 1, "a group of its own kind", "there are (…), (?:…), (?i) and (?s)")
+                self.folds = self.folds or "i" in group.partition("-")[0]
+                self.is_repeatable = False
             elif ch == "{":
                 self.take(_REPEAT, 0, "a brace", r"write \{ for the character, {2,5} for a repetition")
             else:
                 self.put(r"\z" if ch == "$" else ch)
                 self.at += 1
+                self.is_repeatable = ch not in "^$(|"
+        if self.folds and self.has_category:
+            raise self.refuse("(?i) beside a class such as \\pL, [:alpha:] or [\\w]", "leave out one of them")
         return "".join(self.out)
 
     def put(self, text: str) -> None:
         self.out.append(r"\x00" if text == "\x00" else text)  # a pattern with a NUL cannot be sent
 
-    def take(self, form: re.Pattern[str], skip: int, what: str, instead: str) -> None:
+    def take(self, form: re.Pattern[str], skip: int, what: str, instead: str) -> str:
         found = form.match(self.text, self.at + skip)
         if found is None:
             raise self.refuse(what, instead)
         self.put(self.text[self.at : found.end()])
         self.at = found.end()
+        return found[0]
 
     def escape(self, in_class: bool) -> None:
         ch = self.text[self.at + 1 : self.at + 2]
@@ -126,11 +138,13 @@ class _Translation:
             self.take(_HEX, 2, r"\x", r"write \x41 or \x{1F600}")
             return
         elif ch in ("p", "P"):
+            self.has_category = True
             self.take(_CATEGORY, 2, rf"\{ch}", r"write \pL or \p{Greek}")
             return
-        elif (ch in _SAME and not (in_class and ch in "bBA")) or (
+        elif (ch in _SAME and not (in_class and ch in "bA")) or (
             ch and not ch.isalnum() and ch.isascii() and ch.isprintable()
         ):
+            self.has_category = self.has_category or (in_class and ch in "wW")
             self.put("\\" + ch)
         else:
             raise self.refuse(
@@ -157,6 +171,7 @@ class _Translation:
             if ch == "\\":
                 self.escape(in_class=True)
             elif ch == "[" and self.text[self.at + 1 : self.at + 2] in (":", ".", "="):
+                self.has_category = True
                 self.take(_NAMED, 0, "a named class", "there are [:alpha:], [:digit:] and their like")
             else:
                 self.put("\\" + ch if ch in "[]" else ch)

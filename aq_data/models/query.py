@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from aq_data.errors import QueryError, ValidationError
-from aq_data.models.paths import ELEMENT, parse_path, parse_relative_path
+from aq_data.models.paths import ELEMENT, parse_path, parse_relative_path, path_segments
 from aq_data.models.patterns import Pattern, parse_pattern
 from aq_data.models.terms import TEXT_PREFIX, Kind, comparable, nearest_float
 from aq_data.models.units import QUANTITY, Quantity, parse_quantity
@@ -224,7 +224,7 @@ class _Parser:
     def listed(self, path: str, name: str, op: str, operand: Any, depth: int) -> Node:
         if not isinstance(operand, list):
             raise QueryError(f"{name}: {op} takes a list, not {_shown(operand)}", operator=op)
-        self.clauses += len(operand) // 10
+        self.clauses += len(operand) // (1 if op == "$all" else 10)
         self.count(depth)
         equal = [self.equal(path, name, item) for item in operand]
         if op == "$all":
@@ -288,7 +288,7 @@ _OPERATORS: dict[str, Operator] = {"$gt": "gt", "$gte": "gte", "$lt": "lt", "$lt
 
 def _quantity(path: str, operand: Any) -> Quantity | None:
     """What "20 mK" stands for where a setting keeps its number; a unit is looked up only there."""
-    is_value = path == f"{ELEMENT}.value" or path.endswith(".value")
+    is_value = path.endswith(".value") and path_segments(path)[-1] == "value"
     return parse_quantity(operand) if is_value and isinstance(operand, str) else None
 
 

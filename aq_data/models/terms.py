@@ -271,7 +271,7 @@ def unpack_key(text: str) -> tuple[int, Any]:
     rank, form, rest = text[:1], text[1:2], text[2:]
     if not rank.isascii() or not rank.isdigit():
         raise ValueError(text)
-    if form == "f" and len(rest) == 16:
+    if form == "f" and len(rest) == 16 and rest.isalnum():  # fromhex passes over blanks
         return int(rank), struct.unpack(">d", bytes.fromhex(rest))[0]
     if form == "i" and -(1 << 63) <= int(rest) < 1 << 63:
         return int(rank), int(rest)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 __all__ = ["QUANTITY", "Quantity", "Unit", "parse_quantity", "parse_unit"]
 
 QUANTITY = "si "
@@ -23,12 +25,15 @@ _ALIASES = ("@alias ohm = Ohm = Ohms", "@alias degree = Degrees = Degree = degs"
 """Spellings that instruments use and pint does not know."""
 
 _NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(\S.*?)\s*", re.ASCII)
-_FORM = re.compile(
-    r"(?:[()\s*/·⋅×]|1(?![\d.])"
-    r"|[A-Za-zµμΩΩÅ°ΦΔ%_][A-Za-z0-9µμΩΩÅ°_]*(?:(?:\*\*|\^)[-+]?\d{1,2}(?:\.\d{1,2})?|[⁺⁻]?[⁰¹²³⁴-⁹]{1,2})?)+"
-)
-"""Products of names with small exponents: powers of powers and of numbers could take for ever to compute."""
-_ROOT = re.compile(r"sqrt\(([^()]+)\)")
+_EXPONENT = re.compile(r"\*\*\s*(\()?[-+]?\d{1,2}(?:\.\d{1,3})?(?(1)\))(?!\s*\*\*|[\d.])")
+_COSTLY = re.compile(r"\*\*|(?<!\w)[\d.]")
+"""What remains beside exponents: numbers of their own and powers of powers. Computing them could take for ever, and no unit
+has them."""
+_ONE_PER = re.compile(r"^\s*1\s*/")
+MAX_EXPONENT = 99
+_ROOT = re.compile(r"(?:sqrt|√)\(([^()]+)\)|√(\w+)")
+_FOREIGN = re.compile(r"[^\w\s*/^().%°·⁻+-]")
+"""What pint passes over, and so would read "V?K" as V K."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +65,28 @@ def parse_quantity(text: str) -> Quantity | None:
 @lru_cache(4096)
 def parse_unit(text: str) -> Unit | None:
     """The unit that `text` names; None when there is none, or no such unit."""
-    if not text.strip() or len(text) > MAX_UNIT or not _FORM.fullmatch(text):
+    if not text.strip() or len(text) > MAX_UNIT:
         return None
     registry = _registry()
+    plain = _plain(_ROOT.sub(lambda root: f"({root[1] or root[2]})**0.5", text))
+    if _FOREIGN.search(plain) or _COSTLY.search(_EXPONENT.sub("", _ONE_PER.sub("", plain))):
+        return None
     try:
-        unit = registry.Unit(_ROOT.sub(r"(\1)**0.5", text))
+        powers = registry.parse_units_as_container(plain)
+        if any(abs(power) > MAX_EXPONENT for power in powers.values()):
+            return None
+        unit = registry.Unit(powers)
         convert = _converter(registry, unit)
         return Unit(str(unit.dimensionality), convert)
     except Exception:  # noqa: BLE001  (whatever a foreign parser meets in a stranger's text: it is no unit)
         return None
+
+
+def _plain(text: str) -> str:
+    """The text as pint will read it, in which superscripts and words such as "squared" are powers."""
+    from pint.util import string_preprocessor
+
+    return string_preprocessor(text)
 
 
 @lru_cache(1)
@@ -85,9 +103,13 @@ def _converter(registry: Any, unit: Any) -> Callable[[float], float]:
     def convert(value: float) -> float:
         return float(registry.Quantity(float(value), unit).to_base_units().magnitude)
 
+    def silently(value: float) -> float:
+        with np.errstate(all="ignore"):  # here pint reckons with NumPy, which warns of what is too large
+            return convert(value)
+
     zero, one, two = convert(0.0), convert(1.0), convert(2.0)
     if not abs(two - 2 * one + zero) <= 1e-9 * max(abs(two), abs(one), abs(zero)):
-        return lru_cache(4096)(lambda value: _rounded(convert, value))  # a logarithmic unit, such as dBm
+        return lru_cache(4096)(lambda value: _rounded(silently, value))  # a logarithmic unit, such as dBm
     slope = one - zero
     if zero == 0.0:
         return lambda value: _rounded(lambda x: x * one, value)

@@ -23,7 +23,11 @@ MAX_WORD = 64
 """Characters of a word that count; of longer ones only so many."""
 
 _UNREAD = SERVER_FIELDS | DATE_FIELDS | UNSEARCHED | {"kind", "flag", "starred"}
-_MARKS = r"\u0300-\u036f\u1ab0-\u1aff\u20d0-\u20ff"
+# Marks on letters: Latin, Greek and Cyrillic, Hebrew, Arabic, kana.
+_MARKS = (
+    r"\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7"
+    r"\u0610-\u061a\u064b-\u065f\u0670\u3099\u309a"
+)
 _RUN = re.compile(rf"(?:[^\W_]|[{_MARKS}])+")
 _PART = re.compile(r"[^\W_]+")
 _ASCII = re.compile(r"[a-z0-9]+")
@@ -89,7 +93,7 @@ def _gather(value: Any, texts: list[str]) -> None:
 def highlights(document: Mapping[str, Any], words: tuple[str, ...]) -> list[dict[str, Any]]:
     """Where the words stand: `path`, a `text` around the first place, and `spans`, half-open [start, stop) positions in it.
 
-    At most five; a place with a word that no other has shown comes first.
+    At most five, of an endless word the beginning; a place with a word that no other has shown comes first.
     """
     places: list[tuple[int, dict[str, Any]]] = []
     missing = set(words)
@@ -110,7 +114,7 @@ def _spans(text: str, words: tuple[str, ...]) -> tuple[list[tuple[int, int]], se
     for run in _RUN.finditer(text):
         hit = {word for part in _folded(run[0]) for word in words if part.startswith(word)}
         if hit:
-            spans.append(run.span())
+            spans.append((run.start(), min(run.end(), run.start() + 2 * MAX_WORD)))
             shown |= hit
     return spans, shown
 

@@ -105,14 +105,35 @@ class Stores:
 
 
 def open_stores(config: ServerConfig) -> Stores:
-    """`data/metadata.sqlite` and `data/blobs/`, made when absent; or both in memory."""
+    """`data/metadata.sqlite`, or MongoDB, and `data/blobs/`, made when absent; or all in memory."""
+    address = _mongo_address(config)
+    if config.memory and address is not None:
+        raise ConfigError("memory and mongo exclude each other: name one of them")
     if config.memory:
         return Stores(SqliteStore(None), ArrayStore(MemoryBlobs()))
     folder = Path(config.data).expanduser()
     blobs = FolderBlobs(folder / "blobs")
     scratch = folder / "scratch"
     scratch.mkdir(exist_ok=True)
-    return Stores(SqliteStore(folder / DATABASE), ArrayStore(blobs, scratch))
+    metadata = _open_mongo(address, config) if address is not None else SqliteStore(folder / DATABASE)
+    return Stores(metadata, ArrayStore(blobs, scratch))
+
+
+def _mongo_address(config: ServerConfig) -> str | None:
+    if config.mongo_file is None:
+        return config.mongo
+    if config.mongo is not None:
+        raise ConfigError("mongo and mongo_file both name the address of MongoDB: keep one of them")
+    try:
+        return Path(config.mongo_file).expanduser().read_text().strip()
+    except OSError as exc:
+        raise ConfigError(f"mongo_file {config.mongo_file} cannot be read: {exc.strerror}") from exc
+
+
+def _open_mongo(address: str, config: ServerConfig) -> MetadataStore:
+    from aq_data.storage.metadata.mongo import MongoStore  # the driver costs 40 ms and 10 MB, which SQLite needs not pay
+
+    return MongoStore(address, config.mongo_database)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,12 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """TCP port; 0 takes any free one."""
     data: str = "aq-data"
     """Folder of the database and the blobs; `~` is the home folder. Made when absent."""
+    mongo: str | None = None
+    """Address of MongoDB (`mongodb://…`), which then has the metadata. A secret: it may hold a password."""
+    mongo_file: str | None = None
+    """File that holds the address of MongoDB, readable by its owner only; instead of `mongo`."""
+    mongo_database: str = "aq_data"
+    """Database there."""
     memory: bool = False
     """Keep everything in memory and forget it at the end."""
     require_token: bool = False
@@ -48,6 +54,10 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """File with the secret that signs webhooks (`whsec_` and base64, or any text); needed when `webhooks` has any."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level that is logged, as JSON lines on standard error."""
+
+    def __repr__(self) -> str:
+        shown = {field: getattr(self, field) for field in self.__struct_fields__ if field != "mongo"}
+        return f"ServerConfig({', '.join(f'{field}={value!r}' for field, value in shown.items())})"
 
 
 class ClientConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -114,8 +114,8 @@ def test_nested_conditions_are_limited():
 @pytest.mark.parametrize(
     "query",
     [{"$or": [{"a": i} for i in range(MAX_CLAUSES)]}, {f"k{i}": i for i in range(MAX_CLAUSES + 1)},
-     {"a": {"$in": list(range(100_000))}}, {"a": {"$nin": list(range(100_000))}}],
-    ids=["$or", "keys", "$in", "$nin"],
+     {"a": {"$in": list(range(100_000))}}, {"a": {"$nin": list(range(100_000))}}, {"a": {"$all": list(range(MAX_CLAUSES))}}],
+    ids=["$or", "keys", "$in", "$nin", "$all"],
 )  # fmt: skip
 def test_the_number_of_clauses_is_limited(query):
     with pytest.raises(QueryError, match=str(MAX_CLAUSES)):

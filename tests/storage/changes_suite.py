@@ -51,6 +51,9 @@ def listed(revisions: list[Record]) -> list[Change]:
 class ChangesTests:
     """What a metadata store promises of the changes of its records."""
 
+    holds_larger_ones = True
+    """Than a whole list may take."""
+
     @pytest.fixture
     def open_store(self) -> OpenStore:
         raise NotImplementedError
@@ -93,6 +96,8 @@ class ChangesTests:
                 assert len(page) <= 6
                 found += page
             assert found == listed(revisions)
+            if not self.holds_larger_ones:
+                return
             # One that is larger than all may be is given alone.
             revisions.append(next_of(revisions[-1], comment="x" * (CHANGES_BYTES + 1)))
             assert await store.replace(revisions[-1], 9)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -16,12 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aq_data.errors import QueryError, UnavailableError
+from aq_data.errors import ConflictError, QueryError, UnavailableError
 from aq_data.models.datafile import DataFile, make_id
 from aq_data.models.matching import Facts, matches
 from aq_data.models.paths import SortKey, parse_path, parse_sort
 from aq_data.models.query import Compare, check_dimension, nodes_of, parse_filter
-from aq_data.models.terms import sort_key
+from aq_data.models.terms import comparable, sort_key
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.store import MetadataStore, Page, Token
 
@@ -116,15 +117,34 @@ async def assert_refused(store: MetadataStore, query: Any) -> None:
         await store.count(node)
 
 
-def expected_ids(records: list[Record], query: Any, sort: SortKey) -> list[str]:
+def expected_ids(records: list[Record], query: Any, sort: SortKey, include_deleted: bool = False) -> list[str]:
     """What the evaluator answers: matching records by sort key, ties by position."""
     node = parse_filter(query)
     keyed = [
         (sort_key(found.terms, sort), position, one.document.id)
         for position, one in enumerate(records)
-        if matches(node, found := facts_of(one)) and one.document.state != "deleted"
+        if (include_deleted or one.document.state != "deleted") and matches(node, found := facts_of(one))
     ]
     return [id for _, _, id in sorted(keyed, reverse=sort.descending)]
+
+
+def expected_values(records: list[Record], query: Any, path: str) -> dict[tuple[str, Any], int]:
+    """How many documents have each value at the path."""
+    node = parse_filter(query)
+    return Counter(
+        (term.kind, term.value)
+        for one in records
+        if one.document.state != "deleted" and matches(node, found := facts_of(one))
+        for term in found.terms
+        if term.path == path and term.kind in ("number", "text", "bool", "date")
+    )
+
+
+def known_as(value: Any) -> tuple[str, Any]:
+    """A value of `distinct` as a term has it."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return "number", value
+    return ("text", value) if isinstance(value, str) else comparable(value, "")
 
 
 # --- generated documents and filters -------------------------------------------------------------------------------
@@ -226,7 +246,7 @@ SEARCHED = [
     "q3 flux absent",
 ]
 operands = st.sampled_from([*NUMBERS, *(text for text in TEXTS if len(text) < 100), *DATES, {"$float": "NaN"}])
-conditions = st.one_of(
+plain_conditions = st.one_of(
     values,
     st.builds(lambda op, value: {op: value}, st.sampled_from(["$eq", "$ne"]), values),
     st.builds(lambda op, value: {op: value}, st.sampled_from(["$gt", "$gte", "$lt", "$lte"]), operands),
@@ -250,6 +270,27 @@ conditions = st.one_of(
         st.sampled_from(["$eq", "$ne", "$lt", "$gte"]),
         st.sampled_from(["20 mK", "0.02 K", "19.9 mK", "1 uW"]),
     ),
+    st.builds(
+        lambda op, amounts: {op: amounts},
+        st.sampled_from(["$in", "$nin", "$all"]),
+        st.lists(st.sampled_from(["20 mK", "0.02 K", "a", None, 20]), max_size=3),
+    ),
+)
+elements = st.builds(
+    lambda key, condition, others: {"$elemMatch": {key: condition, **others}},
+    st.sampled_from(["a", "b", "a.b", "value"]),
+    st.deferred(lambda: plain_conditions),
+    st.sampled_from([{}, {"b": {"$exists": True}}, {"$nor": [{"a": 1}]}, {"a": {"$elemMatch": {"$gte": 0}}}]),
+) | st.builds(
+    lambda condition: {"$elemMatch": {"$not": condition}}, st.sampled_from([{"$gte": 1}, {"$in": [1, "a"]}, {"$size": 1}])
+)
+conditions = st.deferred(lambda: some_conditions)
+some_conditions = st.one_of(
+    plain_conditions,
+    elements,
+    st.builds(lambda condition: {"$not": condition}, elements),
+    st.builds(lambda inner: {"$not": {"$not": inner}}, elements),
+    st.builds(lambda low, high, other: {"$gt": low, "$lt": high, "$ne": other}, operands, operands, operands),
 )
 clauses = st.builds(lambda path, condition: {path: condition}, st.sampled_from(PATHS), conditions) | st.builds(
     lambda op, instant: {"measured_at": {op: instant}}, st.sampled_from(["$eq", "$ne", "$gt", "$lte"]), instants.filter(bool)
@@ -420,7 +461,8 @@ class MetadataStoreTests:
         within(open_store, body)
 
     def test_scan_gives_every_record_once_in_order_of_saving(self, open_store):
-        records = [record(number) for number in [*range(600, 350, -1)]]
+        numbers = range(600, 350, -1)
+        records = [record(n, created_at=f"2026-01-31T08:00:00.{600 - n:06}Z") for n in numbers]
 
         async def body(store):
             await insert_all(store, records)
@@ -428,6 +470,27 @@ class MetadataStoreTests:
             await store.replace(tombstone, 1)
             found = [each async for each in store.scan()]
             assert found == [*records[:3], tombstone, *records[4:]]
+
+        within(open_store, body)
+
+    def test_a_pid_is_that_of_one_record_as_long_as_that_is_alive(self, open_store):
+        """Refused with a conflict, by an insert and by a replace; free when it is given up or its record deleted."""
+
+        async def body(store):
+            first, second, third = record(pid="lab/1"), record(), record(pid="lab/1")
+            await insert_all(store, [first, second])
+            for attempt in (lambda: store.insert(third), lambda: store.replace(changed(second, pid="lab/1"), 1)):
+                with pytest.raises(ConflictError, match="lab/1") as failure:
+                    await attempt()
+                assert failure.value.code == "id_taken"
+            assert await store.get(third.document.id) is None
+            assert await store.get(second.document.id) == second
+            assert await store.replace(changed(first, comment="still mine"), 1)
+            assert await store.insert(first) == changed(first, comment="still mine")
+            await store.replace(changed(changed(first), pid=None), 2)
+            assert await store.insert(third) is None
+            await store.replace(changed(third, state="deleted"), 1)
+            assert await store.replace(changed(second, pid="lab/1"), 1)
 
         within(open_store, body)
 
@@ -516,6 +579,9 @@ class MetadataStoreTests:
             assert (page.total, page.total_is_exact, page.cursor) == (len(expected), True, None)
             assert await pages(store, query, sort, limit, plan) == expected
             assert await store.count(parse_filter(query)) == len(expected)
+            buried = expected_ids(records, query, sort, include_deleted=True)
+            page = await store.search(parse_filter(query), sort, 100, None, include_deleted=True)
+            assert (ids_of(page), page.total) == (buried, len(buried))
 
         within(open_store, body, f"example {next(counter)}")
 
@@ -546,8 +612,73 @@ class MetadataStoreTests:
                     await assert_refused(store, query)
                 return
             assert await pages(store, query, sort, 3, plan) == expected_ids(records, query, sort)
+            page = await store.search(parse_filter(query), sort, 100, None, include_deleted=True)
+            assert ids_of(page) == expected_ids(records, query, sort, include_deleted=True)
 
         within(open_store, body, f"example {next(counter)}")
+
+    @settings(max_examples=25)
+    @given(
+        listed=st.lists(documents, min_size=1, max_size=8), later=st.lists(documents, max_size=4), query=filters,
+        path=st.sampled_from(PATHS),
+    )  # fmt: skip
+    def test_counts_and_distinct_values_follow_every_change(self, open_store, plan, listed, later, query, path):
+        """After replaces and deletes both are those of the documents as they are, with and without a filter."""
+        records = [record(**fields) for fields in listed]
+
+        async def body(store):
+            await asyncio.gather(*(store.insert(each) for each in records))
+            await store.count(EVERYTHING)
+            ever = list(records)
+            for position, fields in enumerate(later):
+                position %= len(records)
+                old = records[position]
+                document = msgspec.structs.replace(
+                    record(**fields).document, id=old.document.id, revision=old.document.revision + 1
+                )
+                records[position] = Record(document, old.attempt, old.digest)
+                ever.append(records[position])
+                assert await store.replace(records[position], old.document.revision)
+            plan()
+            for asked in ({}, query):
+                if is_refused(ever, asked) or is_refused(records, asked):
+                    continue
+                node, canonical = parse_filter(asked), parse_path(path)
+                assert await store.count(node) == len(expected_ids(records, asked, BY_SAVING))
+                found = await store.distinct(canonical, node, 1000)
+                assert {known_as(value): count for value, count in found} == expected_values(records, asked, canonical)
+                assert [count for _, count in found] == sorted((count for _, count in found), reverse=True)
+                assert await store.distinct(canonical, node, 2) == found[:2]
+
+        within(open_store, body, f"example {next(counter)}")
+
+    def test_a_document_with_several_values_is_found_once(self, open_store, plan):
+        """Whatever several of them match, and whatever kinds of value its path had before."""
+        records = [
+            record(metadata={"a": value})
+            for value in ([1, 2], ["b", "x"], ["b", "c"], [True, False], "b", [[1], [2]], [{"$date": "2026-01-01"}, 5], [{"b": 1}, {"b": 2}])
+        ]  # fmt: skip
+        queries: list[Any] = [
+            {"a": {"$in": [1, 2]}}, {"a": {"$in": ["b", "x"]}}, {"a": {"$in": ["b", 1, 2, True, False, [1], [2]]}}, {"a": {"$in": [[1], [2]]}}, {"a": {"$gte": "b"}},
+            {"a": {"$gt": "w", "$lt": "c"}}, {"a": {"$gt": 0}}, {"$or": [{"a": {"$gt": 0}}]}, {"$or": [{"b": {"$ne": 3}, "a": {"$gt": 0}}]},
+            {"$or": [{"a": {"$gt": 0}}, {"a": {"$lt": 9}}]}, {"a": {"$regex": "[bcx]"}}, {"a": {"$exists": True}}, {"a": {"$elemMatch": {"b": {"$gt": 0}}}},
+            {"a.b": {"$in": [1, 2]}}, {"a.b": {"$gte": 1}}, {"$and": [{"a": {"$in": [1, 2]}}, {"a": {"$gt": 0}}]}, {"$nor": [{"a": {"$in": [1, 2]}}]},
+        ]  # fmt: skip
+
+        async def body(store):
+            for each in records:
+                await store.insert(each)
+                await store.count(EVERYTHING)
+            for query in queries:
+                for text in ("a", "-a", "id"):
+                    plan()
+                    expected = expected_ids(records, query, parse_sort(text))
+                    page = await store.search(parse_filter(query), parse_sort(text), 100, None)
+                    assert (ids_of(page), page.total) == (expected, len(expected)), query
+                    assert await pages(store, query, parse_sort(text), 1, plan) == expected, query
+                    assert await store.count(parse_filter(query)) == len(expected), query
+
+        within(open_store, body)
 
     @pytest.mark.parametrize("text", ["-id", "name", "a", "-a", "-created_at", "tags", "absent"])
     def test_pages_visit_every_document_once_in_order_while_documents_arrive(self, open_store, plan, text):

@@ -6,15 +6,34 @@ import asyncio
 import inspect
 import itertools
 import sqlite3
+from collections import Counter
 
+import msgspec
 import pytest
-from metadata_suite import EVERYTHING, DurableMetadataStoreTests, MetadataStoreTests, ids_of, insert_all, record, within
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from metadata_suite import (
+    EVERYTHING,
+    DurableMetadataStoreTests,
+    MetadataStoreTests,
+    changed,
+    documents,
+    expected_ids,
+    facts_of,
+    ids_of,
+    insert_all,
+    pages,
+    record,
+    within,
+)
 
 from aq_data.errors import AqDataError, ConfigError, StorageError, UnavailableError
 from aq_data.models.paths import parse_sort
 from aq_data.models.query import parse_filter
-from aq_data.storage.metadata import _connection, _plan
+from aq_data.models.terms import KIND_ORDER
+from aq_data.storage.metadata import _connection, _index, _plan
 from aq_data.storage.metadata._connection import translate
+from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.sqlite import SqliteStore
 
 
@@ -57,6 +76,52 @@ def open_store(tmp_path):
     return lambda name: SqliteStore(tmp_path / f"{name}.sqlite")
 
 
+# --- in order of saving ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gives_up", [False, True])
+@given(
+    seconds=st.lists(st.integers(0, 12), min_size=1, max_size=40),
+    chips=st.lists(st.sampled_from("ab"), min_size=40, max_size=40),
+    changed_at=st.none() | st.integers(0, 39),
+    query=st.sampled_from(
+        [{"chip": "a"}, {"$text": "fl"}, {"$text": "flux t1", "chip": "b"}, {"chip": "a", "n": {"$gte": 3}}, {"chip": "c"},
+         {"tags": "x"}, {"$text": "gone"}]
+    ),
+    sign=st.sampled_from(["", "-"]),
+    limit=st.integers(1, 5),
+)  # fmt: skip
+def test_pages_by_time_are_in_order_however_far_saving_was_from_it(
+    tmp_path_factory, gives_up, seconds, chips, changed_at, query, sign, limit
+):
+    """Clocks that differ, catalogues rebuilt: what is found in order of saving is still sorted by `created_at`."""
+    records = [
+        record(
+            name=f"flux {'t1' if i % 3 else 't2'}",
+            created_at=f"2026-01-31T08:00:{second:02}.000000Z",
+            tags=["x"] * (i % 4 == 0),
+            metadata={"chip": chip, "n": i},
+        )
+        for i, (second, chip) in enumerate(zip(seconds, chips, strict=False))
+    ]
+    sort = parse_sort(f"{sign}created_at")
+
+    async def body(store):
+        await insert_all(store, records)
+        if changed_at is not None and changed_at < len(records):
+            old = records[changed_at]
+            records[changed_at] = changed(old, name="gone", state="deleted" if changed_at % 2 else "complete")
+            assert await store.replace(records[changed_at], 1)
+        assert await pages(store, query, sort, limit) == expected_ids(records, query, sort)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_plan, "EASY", -1)
+        if gives_up:
+            patch.setattr(_plan, "BUDGET", 4)
+        folder = tmp_path_factory.mktemp("saving")
+        within(lambda name: SqliteStore(folder / f"{name}.sqlite"), body)
+
+
 # --- totals --------------------------------------------------------------------------------------------------------
 
 
@@ -72,6 +137,81 @@ def test_totals_are_exact_up_to_the_limit_and_said_to_be_inexact_beyond(open_sto
             assert await store.count(EVERYTHING) == count
 
     within(open_store, body)
+
+
+# --- the index -----------------------------------------------------------------------------------------------------
+
+
+def check_index(connection: sqlite3.Connection, records: list) -> None:
+    """What the index holds is what it would hold had each document been saved once, as it is now."""
+
+    def rows(sql: str, *parameters: object) -> list[tuple]:
+        return connection.execute(sql, parameters).fetchall()
+
+    facts = [facts_of(one) for one in records]
+    is_deleted = [one.document.state == "deleted" for one in records]
+    seqs = [rows("SELECT seq FROM datafiles WHERE id=?", one.document.id)[0][0] for one in records]
+    numbers = {(path, kind): p for p, path, kind in rows("SELECT p, path, kind FROM paths")}
+    terms = {
+        (-numbers[t.path, t.kind] if dead else numbers[t.path, t.kind], t.value, seq)
+        for found, dead, seq in zip(facts, is_deleted, seqs, strict=True)
+        for t in found.terms
+    }
+    assert set(rows("SELECT p, v, d FROM terms")) == terms
+    digests = {p for (_, kind), p in numbers.items() if kind == "whole"}
+    assert set(rows("SELECT d, p, v FROM facts")) == {(d, abs(p), 0 if abs(p) in digests else v) for p, v, d in terms}
+    assert dict(rows("SELECT p, n FROM paths WHERE n")) == Counter(p for p, _, _ in terms if p > 0)
+    counted = {p for (_, kind), p in numbers.items() if kind in ("number", "text", "bool", "date")}
+    many = {p for (p,) in rows("SELECT p FROM paths WHERE many")}
+    facets = Counter((p, v) for p, v, _ in terms if p in counted - many)
+    assert {(p, v): n for p, v, n in rows("SELECT p, v, n FROM facets")} == facets
+    several = {
+        path for found in facts for path, n in Counter(t.path for t in found.terms if t.kind in KIND_ORDER).items() if n > 1
+    }
+    multi = {p for (p,) in rows("SELECT p FROM paths WHERE multi")}
+    assert {p for (path, kind), p in numbers.items() if path in several and kind in KIND_ORDER} <= multi
+    assert rows("SELECT value FROM progress WHERE name='alive'") == [(is_deleted.count(False),)]
+    assert rows("SELECT value FROM progress WHERE name='indexed'") == [(max(seqs),)]
+    for word in sorted({word for found in facts for word in found.words} | {"absent"}):
+        for table, buried in (("words", False), ("buried_words", True)):
+            expected = [
+                seq
+                for found, dead, seq in zip(facts, is_deleted, seqs, strict=True)
+                if word in found.words and dead is buried
+            ]
+            assert rows(f"SELECT rowid FROM {table} WHERE {table} MATCH ?", f'"{word}"') == [
+                (seq,) for seq in sorted(expected)
+            ]
+
+
+@pytest.mark.parametrize("facets", [1, 3, 1000])
+@settings(max_examples=40)
+@given(
+    listed=st.lists(documents, min_size=1, max_size=6),
+    later=st.lists(st.tuples(st.integers(0, 5), documents, st.booleans()), max_size=8),
+)
+def test_the_index_is_that_of_the_documents_as_they_are(monkeypatch, facets, listed, later):
+    """After any saves, changes, deletes and revivals, in and before the index, and with paths of too many values to count."""
+    monkeypatch.setattr(_index, "FACETS", facets)
+    records = [record(**fields) for fields in listed]
+
+    async def body(store):
+        for each in records:
+            await store.insert(each)
+        for position, fields, indexes in later:
+            position %= len(records)
+            old = records[position]
+            document = msgspec.structs.replace(
+                record(**fields).document, id=old.document.id, revision=old.document.revision + 1
+            )
+            records[position] = Record(document, old.attempt, old.digest)
+            assert await store.replace(records[position], old.document.revision)
+            if indexes:
+                await store.count(EVERYTHING)
+        await store.count(EVERYTHING)
+        await store.read(lambda connection: check_index(connection, records))
+
+    within(lambda _: SqliteStore(None), body)
 
 
 # --- errors --------------------------------------------------------------------------------------------------------

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 from aq_data.storage.metadata._schema import SNAPSHOT
 
-__all__ = ["Catalog", "Path", "matching"]
+__all__ = ["Catalog", "Path", "beyond"]
+
+MANY_WORDS = 50
+"""Words that begin alike are asked for one by one up to here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,20 @@ class Catalog:
         """That of one kind; None when no document has any."""
         return next((one for one in self.paths(path) if one.kind == kind), None)
 
+    def words(self, beginning: str, limit: int) -> list[str]:
+        """Words that were ever in some document and begin so."""
+        question = "SELECT word FROM vocabulary WHERE word>=? AND word<? LIMIT ?"
+        return [row[0] for row in self._connection.execute(question, (beginning, beyond(beginning), limit))]
+
+    def matching(self, words: Iterable[str]) -> str:
+        """The question to FTS5: for each beginning the words that begin so, if they are few."""
+        parts = []
+        for word in words:
+            known = self.words(word, MANY_WORDS + 1)
+            few = known or [word]
+            parts.append(f'"{word}"*' if len(known) > MANY_WORDS else "(" + " OR ".join(f'"{one}"' for one in few) + ")")
+        return " AND ".join(parts)
+
     @property
     def snapshot(self) -> Path | None:
         """The path that says which snapshot a document has; None when none has ever had one."""
@@ -56,11 +73,14 @@ class Catalog:
             return False
         if word not in self._in_snapshots:
             question = "SELECT 1 FROM words WHERE words MATCH ? AND rowid<0 LIMIT 1"
-            found = self._connection.execute(question, (matching((word,)),)).fetchone()
+            found = self._connection.execute(question, (self.matching((word,)),)).fetchone()
             self._in_snapshots[word] = found is not None
         return self._in_snapshots[word]
 
 
-def matching(words: Iterable[str]) -> str:
-    """What FTS5 is asked for documents with all words, each perhaps only the beginning of one."""
-    return " AND ".join(f'"{word}"*' for word in words)
+def beyond(prefix: str) -> str:
+    """The least text greater than everything that begins with `prefix`."""
+    while prefix and prefix[-1] == "\U0010ffff":
+        prefix = prefix[:-1]
+    following = ord(prefix[-1]) + 1 if prefix else 0x10FFFF
+    return prefix[:-1] + chr(0xE000 if following == 0xD800 else following)  # surrogates are no characters

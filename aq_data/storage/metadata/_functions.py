@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,7 @@ from aq_data.models.matching import Facts, matches
 from aq_data.models.patterns import found_in
 from aq_data.models.query import Element, Match
 from aq_data.models.snapshots import snapshot_document
-from aq_data.models.terms import TEXT_PREFIX, texts_at
+from aq_data.models.terms import TEXT_PREFIX, elements_at, texts_at
 
 __all__ = ["handing", "install"]
 
@@ -23,13 +24,17 @@ _handed: dict[int, Any] = {}
 
 
 @contextmanager
-def handing() -> Iterator[Any]:
-    """A function that numbers nodes for the functions of `install`, until the end of the block."""
+def handing(end: float) -> Iterator[Any]:
+    """A function that numbers nodes for the functions of `install`, until the end of the block.
+
+    After `end` (of `time.monotonic`) those that read whole documents fail: SQLite looks at the clock only every so many
+    steps of its own, between which there may be thousands of documents.
+    """
     mine: list[int] = []
 
     def hand(node: Match | Element) -> int:
         number = next(_numbers)
-        _handed[number] = _Matcher(node) if isinstance(node, Match) else _Elements(node)
+        _handed[number] = _Matcher(node, end) if isinstance(node, Match) else _Elements(node, end)
         mine.append(number)
         return number
 
@@ -41,60 +46,61 @@ def handing() -> Iterator[Any]:
 
 
 def install(connection: sqlite3.Connection) -> None:
-    """Make these functions known; each takes the number of a pattern or of an element.
+    """Make `aq_regex(number, text)`, `aq_text` and `aq_element(number, position, document)`, `aq_known(number, position)`.
 
-    aq_regex(number, text)                   0, 1, or 2 where the text may be longer than what the index holds
-    aq_document(number, document)            whether the whole document is matched
-    aq_known(number, snapshot)               the same of a snapshot, or NULL before `aq_snapshot` was asked
-    aq_snapshot(number, snapshot, content)   the same, for the first time
+    The last is what the two before it answered of a document: the index leads to one as often as it has values there, and to
+    a snapshot as often as there are documents that have it.
     """
     connection.create_function("aq_regex", 2, lambda number, text: _handed[number].judge(text))
-    connection.create_function("aq_document", 2, lambda number, document: _handed[number].matches(_decoded(document)))
-    connection.create_function("aq_known", 2, lambda number, snapshot: _handed[number].known.get(snapshot))
-    connection.create_function("aq_snapshot", 3, lambda number, *snapshot: _handed[number].judge_snapshot(*snapshot))
+    connection.create_function("aq_known", 2, lambda number, d: _handed[number].known.get(d))
+    connection.create_function("aq_text", 3, lambda number, d, document: _handed[number].judge_whole(d, document))
+    connection.create_function("aq_element", 3, lambda number, d, document: _handed[number].judge_whole(d, document))
 
 
-def _decoded(document: bytes) -> Any:
-    return msgspec.json.decode(document)
-
-
-class _Judge:
-    """Remembers what it found of snapshots: they are large, and many documents have the same."""
-
-    def __init__(self) -> None:
-        self.known: dict[int, bool] = {}
-
-    def matches(self, document: Any) -> bool:
-        raise NotImplementedError
-
-    def judge_snapshot(self, snapshot: int, content: bytes) -> bool:
-        answer = self.known[snapshot] = self.matches(snapshot_document(content))
-        return answer
-
-
-class _Matcher(_Judge):
+class _Matcher:
     """A pattern that remembers its last answer: rows come in order, and the same text many times."""
 
-    def __init__(self, node: Match) -> None:
-        super().__init__()
-        self._node = node
+    def __init__(self, node: Match, end: float) -> None:
+        self._node, self._end = node, end
+        self.known: dict[int, bool] = {}
         self._last: tuple[str | None, int] = (None, 0)
 
     def judge(self, text: str) -> int:
+        """0, 1, or 2 where the text may be longer than what the index holds."""
         last, answer = self._last
         if text != last:
             answer = 2 if len(text) >= TEXT_PREFIX else int(found_in(self._node.pattern, text))
             self._last = (text, answer)
         return answer
 
-    def matches(self, document: Any) -> bool:
-        return any(found_in(self._node.pattern, text) for text in texts_at(document, self._node.path))
+    def judge_whole(self, d: int, document: bytes) -> bool:
+        _check_time(self._end)
+        texts = texts_at(_document(d, document), self._node.path)
+        answer = self.known[d] = any(found_in(self._node.pattern, text) for text in texts)
+        return answer
 
 
-class _Elements(_Judge):
-    def __init__(self, node: Element) -> None:
-        super().__init__()
-        self._node = node
+class _Elements:
+    """What is asked of the elements of a list."""
 
-    def matches(self, document: Any) -> bool:
-        return matches(self._node, Facts(document))
+    def __init__(self, node: Element, end: float) -> None:
+        self._node, self._end = node, end
+        self.known: dict[int, bool] = {}
+
+    def judge_whole(self, d: int, document: bytes) -> bool:
+        elements = elements_at(_document(d, document), self._node.path)
+        answer = self.known[d] = any(self._is_match(element) for element in elements)
+        return answer
+
+    def _is_match(self, element: Any) -> bool:
+        _check_time(self._end)
+        return matches(self._node.child, Facts.of_element(element))
+
+
+def _document(d: int, content: bytes) -> Any:
+    return snapshot_document(content) if d < 0 else msgspec.json.decode(content)
+
+
+def _check_time(end: float) -> None:
+    if time.monotonic() > end:
+        raise TimeoutError  # SQLite makes an error of its own of it

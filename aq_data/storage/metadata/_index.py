@@ -24,9 +24,18 @@ log = logging.getLogger("aq_data")
 BATCH = 32
 """Records indexed in one transaction: many enough to share pages, few enough to let a save in between."""
 BACKLOG = 512
-"""Records indexed in one transaction while a search waits or many are behind."""
+"""Records indexed in one transaction while a search waits."""
+LARGE_BACKLOG = 2048
+"""Records indexed in one transaction when several times as many wait: someone imports. Each batch touches nearly every page
+of varied values, so that large batches write a third as much; nobody's save waits longer than one batch."""
 FACETS = 1000
 """Distinct values of a path that are counted one by one; a path with more is counted by walking it."""
+
+KNOWN_WORDS = 100_000
+"""Words that are remembered as being in the vocabulary."""
+
+ENDLESS = 1 << 62
+"""A disorder in which the order of saving says nothing."""
 
 _NOT_UNDERSTOOD = (ArithmeticError, AqDataError, LookupError, TypeError, ValueError)
 _FACET_KINDS = {"number", "text", "bool", "date", "snapshot"}
@@ -49,6 +58,7 @@ class Entry:
     facets: Collection[tuple[int, Any]]
     words: str
     is_deleted: bool
+    created_at: int | None = None
 
 
 class TermIndex:
@@ -59,6 +69,7 @@ class TermIndex:
         self._multi: set[str] = set()
         self._shared: set[int] = set()
         self._facets: dict[int, set[Any] | None] = {}
+        self._vocabulary: set[str] = set()
         self._data_version = 0
 
     def forget(self) -> None:
@@ -67,10 +78,16 @@ class TermIndex:
         self._multi.clear()
         self._shared.clear()
         self._facets.clear()
+        self._vocabulary = set()
 
     def advance(self, connection: sqlite3.Connection, limit: int = BATCH) -> int:
-        """Index the next records in order of saving; the position up to which all are indexed then."""
+        """Index the next records in order of saving; the position up to which all are indexed then.
+
+        `limit` of them, or more when many more wait.
+        """
         through = self.through(connection)
+        newest = connection.execute("SELECT max(seq) FROM datafiles").fetchone()[0] or 0
+        limit = max(limit, LARGE_BACKLOG) if newest - through > 4 * LARGE_BACKLOG else limit
         question = "SELECT seq, deleted, document, snapshot FROM datafiles WHERE seq>? ORDER BY seq LIMIT ?"
         rows = connection.execute(question, (through, limit)).fetchall()
         if not rows:
@@ -94,6 +111,8 @@ class TermIndex:
         if after.snapshot is not None:
             self._add_snapshot(connection, after.snapshot)
         old, new = self._entry(connection, seq, before), self._entry(connection, seq, after)
+        if old.created_at != new.created_at:
+            connection.execute("UPDATE progress SET value=? WHERE name='disorder'", (ENDLESS,))
         terms, facts = (set(old.terms), set(new.terms)), (set(old.facts), set(new.facts))
         connection.executemany("DELETE FROM terms WHERE p=? AND v=? AND d=?", [(p, v, seq) for p, v in terms[0] - terms[1]])
         connection.executemany("DELETE FROM facts WHERE d=? AND p=? AND v=?", [(seq, p, v) for p, v in facts[0] - facts[1]])
@@ -178,6 +197,7 @@ class TermIndex:
         facts_rows: list[tuple[int, Any]] = []
         facets: list[tuple[int, Any]] = []
         ordered: list[str] = []
+        created_at = None
         known = self._path_ids
         for path, kind, value in found:
             p = known.get((path, kind)) or self._path_id(connection, path, kind)
@@ -188,16 +208,15 @@ class TermIndex:
                 facets.append(row)
             if kind in KIND_ORDER:
                 ordered.append(path)
+            if path == "created_at" and kind == "date":
+                created_at = int(value)
         if len(set(ordered)) < len(ordered):
             self._note_multi(connection, Counter(ordered))
-        return Entry(rows, facts_rows, () if is_deleted else facets, words, is_deleted)
+        return Entry(rows, facts_rows, () if is_deleted else facets, words, is_deleted, created_at)
 
     def _path_id(self, connection: sqlite3.Connection, path: str, kind: str) -> int:
-        connection.execute(
-            "INSERT OR IGNORE INTO paths (path, kind, multi) "
-            "VALUES (?, ?, (SELECT coalesce(max(multi), 0) FROM paths WHERE path=?))",
-            (path, kind, path),
-        )
+        inherited = "(SELECT coalesce(max(multi), 0) FROM paths WHERE path=?)"
+        connection.execute(f"INSERT OR IGNORE INTO paths (path, kind, multi) VALUES (?, ?, {inherited})", (path, kind, path))
         row = connection.execute("SELECT p FROM paths WHERE path=? AND kind=?", (path, kind)).fetchone()
         p = self._path_ids[path, kind] = int(row[0])
         return p
@@ -212,6 +231,7 @@ class TermIndex:
         self._count(connection, Counter(facet for _, entry in entries for facet in set(entry.facets)), Counter())
         self._count_terms(connection, Counter(p for _, entry in entries for p, _ in entry.terms if p > 0))
         self._count_alive(connection, sum(not entry.is_deleted for _, entry in entries))
+        self._note_order(connection, [entry.created_at for _, entry in entries])
 
     def _insert(self, connection: sqlite3.Connection, entries: Iterable[tuple[int, Entry]]) -> None:
         terms = [(p, v, seq) for seq, entry in entries for p, v in entry.terms]
@@ -222,6 +242,9 @@ class TermIndex:
         for table in ("words", "buried_words"):
             words = [(seq, entry.words) for seq, entry in entries if entry.words and _table_of_words(entry) == table]
             connection.executemany(f"INSERT INTO {table} (rowid, text) VALUES (?, ?)", words)
+        fresh = {word for _, entry in entries for word in entry.words.split()} - self._vocabulary
+        connection.executemany("INSERT OR IGNORE INTO vocabulary VALUES (?)", [(word,) for word in fresh])
+        self._vocabulary = self._vocabulary | fresh if len(self._vocabulary) < KNOWN_WORDS else fresh
 
     def _count(self, connection: sqlite3.Connection, more: Counter[Any], less: Counter[Any]) -> None:
         added = [(p, v, n) for (p, v), n in more.items() if self._has_facets(connection, p, v)]
@@ -249,6 +272,17 @@ class TermIndex:
             self._facets[p] = None
             return False
         return True
+
+    def _note_order(self, connection: sqlite3.Connection, created: list[int | None]) -> None:
+        """How far the order of saving is from that of `created_at`: clocks of several servers, catalogues rebuilt."""
+        known = dict(connection.execute("SELECT name, value FROM progress WHERE name IN ('newest', 'disorder')").fetchall())
+        newest, disorder = known["newest"], known["disorder"]
+        for instant in created:
+            disorder = max(disorder, ENDLESS if instant is None else newest - instant)
+            newest = max(newest, instant or newest)
+        if (newest, disorder) != (known["newest"], known["disorder"]):
+            rows = [(newest, "newest"), (disorder, "disorder")]
+            connection.executemany("UPDATE progress SET value=? WHERE name=?", rows)
 
     def _count_terms(self, connection: sqlite3.Connection, more: Counter[int]) -> None:
         connection.executemany("UPDATE paths SET n=n+? WHERE p=?", [(n, p) for p, n in more.items() if n])

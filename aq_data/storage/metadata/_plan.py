@@ -13,12 +13,13 @@ from typing import Any
 
 import msgspec
 
+from aq_data.models.matching import outside
 from aq_data.models.paths import SortKey
 from aq_data.models.query import All, AnyOf, Compare, Element, Exists, Match, Node, Not, check_dimension, nodes_of
 from aq_data.models.snapshots import joined_json
 from aq_data.models.terms import KIND_ORDER
 from aq_data.storage.metadata._catalog import Catalog, Path
-from aq_data.storage.metadata._sql import Compiler, Range, Statement, outside
+from aq_data.storage.metadata._sql import Compiler, Range, Statement
 from aq_data.storage.metadata.cursors import Cursor
 from aq_data.storage.metadata.store import Page
 
@@ -32,6 +33,10 @@ FAR = 3
 """Sorting one document costs about as much as so many steps of a walk."""
 BUDGET = 20_000
 """Documents a walk may test in vain before everything is sorted instead."""
+EASY = 5
+"""Pages in a set, from which on it is not sorted if its index is in the order asked for."""
+DISORDER = 3_600_000_000
+"""Microseconds: of documents saved in greater disorder the order of saving is not made use of."""
 CAP = 2000
 """Sizes of sets are estimated by counting up to here: what is larger is never the one to begin with if another is not."""
 ENDLESS = 1 << 60
@@ -222,7 +227,14 @@ class Question:
     def _repeats(self, node: Plain) -> bool:
         """Whether the index may give a document twice."""
         if isinstance(node, All):
-            return any(self._repeats(child) for child in node.children[:1])
+            leading = next((child for child in node.children if self._compiler.documents(child) is not None), None)
+            return leading is not None and self._repeats(leading)
+        if isinstance(node, AnyOf):
+            groups, rest = self._compiler.grouped(node)
+            if len(groups) + len(rest) > 1:
+                return False  # a union has no repeats
+            several = [group for group in groups if len(group.values) > 1]
+            return any(map(self._repeats, rest)) or any(g.path.multi or g.path.kind not in KIND_ORDER for g in several)
         if isinstance(node, Compare):
             path = self._catalog.path(node.path, node.kind)
             return path is not None and node.op != "eq" and (path.multi or node.kind not in KIND_ORDER)
@@ -232,6 +244,10 @@ class Question:
         self, found: Statement, sort: SortKey, limit: int, start: Cursor | None, total: int
     ) -> list[tuple[int, Any, int]]:
         """Rank, value and position of the next documents in order."""
+        if not self._include_deleted and total > EASY * limit and sort.path == "created_at":
+            saved = self._by_saving(sort, limit, start)
+            if saved is not None:
+                return saved
         is_shared = any(path.shared for path in self._compiler.sortable(sort.path))
         if not self._include_deleted and total > SORTED and not is_shared:
             steps = limit * self._alive() / total
@@ -266,6 +282,46 @@ class Question:
                 parameters,
             )
         )
+
+    # --- in order of saving -----------------------------------------------------------------------------------------------
+
+    def _by_saving(self, sort: SortKey, limit: int, start: Cursor | None) -> list[tuple[int, Any, int]] | None:
+        """The next by `created_at`, found in the order of saving, which is nearly the same; None where that does not help.
+
+        Nothing saved later is older by more than the disorder D: once so many are found, and the last one looked at is D
+        beyond the last of them, nothing that follows can come before it.
+        """
+        created = self._catalog.path("created_at", "date")
+        if created is None or created.multi or created.n != self._alive():
+            return None
+        disorder = int(self._fetch(Statement("SELECT value FROM progress WHERE name='disorder'"))[0][0])
+        rank, order, sign = KIND_ORDER["date"], *(("DESC", "<") if sort.descending else ("ASC", ">"))
+        bound = Statement("")
+        if start is not None:
+            low, high = (
+                (start.key[1] - disorder, start.key[1]) if sort.descending else (start.key[1], start.key[1] + disorder)
+            )
+            last = f"SELECT {'max' if sort.descending else 'min'}(d) FROM terms WHERE p={created.p} AND v>=? AND v<=?"
+            bound = Statement(f" AND d {sign}= ({last})", (low, high))
+        children = self._node.children if isinstance(self._node, All) and self._node.children else (self._node,)
+        lead = self._compiler.in_saving_order(children[0], order, bound)
+        if lead is None or disorder > DISORDER:
+            return None
+        found = self._compiler.those(Statement(f"{lead.sql} LIMIT {BUDGET}", lead.parameters), children[1:])
+        after = f"WHERE (v, d) {sign} (?, ?)" if start is not None else ""
+        dated = f"SELECT c.d AS d, (SELECT v FROM facts WHERE d=c.d AND p={created.p}) AS v FROM ({found.sql}) c"
+        parameters = (*found.parameters, *((start.key[1], start.tie) if start is not None else ()))
+        wanted = 2 * limit
+        while wanted <= BUDGET:
+            looked = self._fetch(Statement(f"SELECT v, d FROM ({dated}) {after} LIMIT {wanted}", parameters))
+            if len(looked) < wanted:
+                return None  # few are left, or the budget is spent: sorting or walking tells which
+            best = sorted(looked, reverse=sort.descending)[:limit]
+            beyond = best[-1][0] - looked[-1][0] if sort.descending else looked[-1][0] - best[-1][0]
+            if beyond >= disorder:
+                return [(rank, value, d) for value, d in best]
+            wanted *= 4
+        return None
 
     # --- walking in order --------------------------------------------------------------------------------------------------
 

@@ -6,15 +6,15 @@ Tables are described in `_schema`. A set is `SELECT d …`, a test an expression
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from aq_data.models.paths import ELEMENT
+from aq_data.models.matching import outside
 from aq_data.models.query import All, AnyOf, Compare, Element, Exists, Match, Node, Not, Words
 from aq_data.models.terms import KIND_ORDER, TEXT_PREFIX
-from aq_data.storage.metadata._catalog import Catalog, Path, matching
+from aq_data.storage.metadata._catalog import Catalog, Path, beyond
 
-__all__ = ["NOTHING", "Compiler", "Range", "Statement", "joined", "outside"]
+__all__ = ["NOTHING", "Compiler", "Range", "Statement", "joined"]
 
 _OPERATORS = {"eq": "=", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 
@@ -92,16 +92,6 @@ class Compiler:
         sql = f"{own} AND t.d>0 AND {within.sql} UNION ALL {of_snapshots} AND {within.sql}"
         return Statement(sql, within.parameters * 2)
 
-    def _judged(self, node: Match | Element, d: str, is_shared: bool) -> Statement:
-        """Whether Python finds that the whole document, or snapshot, at position `d` is matched."""
-        number = self._hand(node)
-        of_document = f"aq_document(?, (SELECT document FROM datafiles WHERE seq={d}))"
-        if not is_shared:
-            return Statement(of_document, (number,))
-        content = f"(SELECT content FROM snapshots WHERE snapshot=-{d})"
-        of_snapshot = f"coalesce(aq_known(?, -{d}), aq_snapshot(?, -{d}, {content}))"  # the content is read when needed
-        return Statement(f"CASE WHEN {d}>0 THEN {of_document} ELSE {of_snapshot} END", (number,) * 3)
-
     # --- tests of one document -----------------------------------------------------------------------------------------
 
     def test(self, node: Node | Range, d: str) -> Statement:
@@ -132,7 +122,7 @@ class Compiler:
         if isinstance(node, Words):
             return self._test_words(node, d)
         inner, paths = self.test(outside(node.child, node.path), d), self._catalog.paths(node.path)
-        exact = self._judged(node, self.home(d, paths), any(path.shared for path in paths))
+        exact = self._judged("aq_element", self._hand(node), self.home(d, paths), paths)
         return joined("AND", [inner, exact], EVERYTHING)
 
     def _test_compare(self, node: Compare | Range, d: str) -> Statement:
@@ -147,25 +137,19 @@ class Compiler:
     def _test_words(self, node: Words, d: str) -> Statement:
         """One word may stand in a document and the next in its snapshot."""
         together, apart = self._parted(node)
-        found = [
-            Statement(f"EXISTS (SELECT 1 FROM {table} WHERE {table} MATCH ? AND rowid={d})", (matching(together),))
-            for table in self._tables_of_words
-        ]
-        tests = [joined("OR", found, NOTHING)] if together else []
-        return joined("AND", tests + [self._test_apart(word, d) for word in apart], EVERYTHING)
+        tests = [self._test_listed(together, d)] if together else []
+        tests += [joined("OR", [self._test_snapshot(word, d), self._test_listed((word,), d)], NOTHING) for word in apart]
+        return joined("AND", tests, EVERYTHING)
 
-    def _test_apart(self, word: str, d: str) -> Statement:
-        """What has the word is found once, not for each document."""
-        found = " UNION ALL ".join(
-            f"SELECT rowid FROM {table} WHERE {table} MATCH ? AND rowid>0" for table in self._tables_of_words
-        )
-        own = Statement(f"{d} IN ({found})", (matching((word,)),) * len(self._tables_of_words))
-        return joined("OR", [self._test_snapshot(word, d), own], NOTHING)
+    def _test_listed(self, words: tuple[str, ...], d: str) -> Statement:
+        """Not by EXISTS: FTS5 takes longer to look at one document than to list a thousand."""
+        listed = self._listed(words)
+        return Statement(f"{d} IN ({listed.sql})", listed.parameters)
 
     def _test_snapshot(self, word: str, d: str) -> Statement:
         found = "SELECT -rowid FROM words WHERE words MATCH ? AND rowid<0"
         snapshot = f"(SELECT v FROM facts WHERE d={d} AND p={self._which})"
-        return Statement(f"coalesce({snapshot} IN ({found}), 0)", (matching((word,)),))
+        return Statement(f"coalesce({snapshot} IN ({found}), 0)", (self._catalog.matching((word,)),))
 
     def _parted(self, node: Words) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Those that are looked for together, for no snapshot has them, and those each apart."""
@@ -198,12 +182,19 @@ class Compiler:
         bounds: list[Statement] = []
         prefix = node.pattern.prefix[:TEXT_PREFIX]
         if prefix:
-            bounds.append(Statement("t.v>=? AND t.v<?", (prefix, _beyond(prefix))))
-        whole = self._judged(node, "t.d", path.shared)
-        number = whole.parameters[0]
+            bounds.append(Statement("t.v>=? AND t.v<?", (prefix, beyond(prefix))))
+        number = self._hand(node)
+        whole = self._judged("aq_text", number, "t.d", [path])
         sql = f"CASE aq_regex(?, t.v) WHEN 2 THEN {whole.sql} ELSE aq_regex(?, t.v) END"
         bounds.append(Statement(sql, (number, *whole.parameters, number)))
         return joined("AND", bounds, EVERYTHING)
+
+    def _judged(self, function: str, number: int, d: str, paths: Sequence[Path]) -> Statement:
+        """What a function of `_functions` says of a whole document, or snapshot, asked once."""
+        document = f"(SELECT document FROM datafiles WHERE seq={d})"
+        if any(path.shared for path in paths):
+            document = f"CASE WHEN {d}>0 THEN {document} ELSE (SELECT content FROM snapshots WHERE snapshot=-{d}) END"
+        return Statement(f"coalesce(aq_known(?, {d}), {function}(?, {d}, {document}))", (number, number))
 
     # --- sets of documents -----------------------------------------------------------------------------------------------
 
@@ -224,7 +215,7 @@ class Compiler:
                 return _EMPTY
             return self._spread([path], self._found(node, path))
         if isinstance(node, Words):
-            return self._documents_with(node)
+            return self._documents_of_words(node)
         if isinstance(node, Element):
             found_in = self.documents(outside(node.child, node.path))
             return None if found_in is None else self.those(found_in, [node])
@@ -240,17 +231,15 @@ class Compiler:
                     return self.those(part, [*node.children[:i], *node.children[i + 1 :]])
         return None
 
-    def _documents_with(self, node: Words) -> Statement:
+    def _documents_of_words(self, node: Words) -> Statement:
         together, apart = self._parted(node)
-        tables = self._tables_of_words
         if together:
-            leading = " UNION ALL ".join(f"SELECT rowid AS d FROM {table} WHERE {table} MATCH ?" for table in tables)
-            documents = Statement(leading, (matching(together),) * len(tables))
+            documents = self._listed(together)
         else:
-            documents, apart = self._documents_with_one(apart[0]), apart[1:]
+            documents, apart = self._documents_of_word(apart[0]), apart[1:]
         return self.those(documents, [Words(apart)]) if apart else documents
 
-    def _documents_with_one(self, word: str) -> Statement:
+    def _documents_of_word(self, word: str) -> Statement:
         """Those whose snapshot has the word, and those that have it themselves and not in their snapshot."""
         sql = (
             "SELECT h.d AS d FROM words CROSS JOIN terms h WHERE words MATCH ? AND words.rowid<0 "
@@ -259,7 +248,13 @@ class Compiler:
         for table in self._tables_of_words:
             has_not = f"NOT {self._test_snapshot(word, f'{table}.rowid').sql}"
             sql += f" UNION ALL SELECT rowid AS d FROM {table} WHERE {table} MATCH ? AND rowid>0 AND {has_not}"
-        return Statement(sql, (matching((word,)),) * (1 + 2 * len(self._tables_of_words)))
+        return Statement(sql, (self._catalog.matching((word,)),) * (1 + 2 * len(self._tables_of_words)))
+
+    def _listed(self, words: tuple[str, ...]) -> Statement:
+        """Documents that have all words themselves."""
+        tables = self._tables_of_words
+        each = " UNION ALL ".join(f"SELECT rowid AS d FROM {table} WHERE {table} MATCH ? AND rowid>0" for table in tables)
+        return Statement(each, (self._catalog.matching(words),) * len(tables))
 
     @property
     def _tables_of_words(self) -> tuple[str, ...]:
@@ -284,6 +279,22 @@ class Compiler:
             f"SELECT c.d FROM ({documents.sql}) c WHERE {tests.sql}", (*documents.parameters, *tests.parameters)
         )
 
+    def in_saving_order(self, node: Node | Range, order: str, bound: Statement) -> Statement | None:
+        """As `documents`, of those alive, by position, beyond a bound on `d`; None where no index is in that order."""
+        if isinstance(node, Compare) and node.op == "eq":
+            path = self._catalog.path(node.path, node.kind)
+            if path is None:
+                return _EMPTY
+            if path.shared:
+                return None
+            sql = f"SELECT d FROM terms WHERE p={path.p} AND v=?{bound.sql} ORDER BY d {order}"
+            return Statement(sql, (node.value, *bound.parameters))
+        if isinstance(node, Words) and not self._parted(node)[1]:
+            within = bound.sql.replace(" d ", " rowid ")
+            sql = f"SELECT rowid AS d FROM words WHERE words MATCH ?{within} ORDER BY rowid {order}"
+            return Statement(sql, (self._catalog.matching(node.words), *bound.parameters))
+        return None
+
     # --- sorting ---------------------------------------------------------------------------------------------------------
 
     def sortable(self, path: str) -> list[Path]:
@@ -306,25 +317,3 @@ def _union(parts: list[Statement]) -> Statement:
         return parts[0]
     sql = " UNION ".join(f"SELECT d FROM ({part.sql})" for part in parts) if parts else _EMPTY.sql
     return Statement(sql, tuple(value for part in parts for value in part.parameters))
-
-
-def _beyond(prefix: str) -> str:
-    """The least text greater than everything that begins with `prefix`."""
-    while prefix and prefix[-1] == "\U0010ffff":
-        prefix = prefix[:-1]
-    following = ord(prefix[-1]) + 1 if prefix else 0x10FFFF
-    return prefix[:-1] + chr(0xE000 if following == 0xD800 else following)  # surrogates are no characters
-
-
-def outside(node: Node, path: str) -> Node:
-    """What must hold of the document when an element of the list at `path` is matched by `node`; perhaps more general."""
-    if isinstance(node, (Compare, Exists, Match)):
-        inside = node.path.removeprefix(ELEMENT)
-        return replace(node, path=path + inside)
-    if isinstance(node, Element):
-        return outside(node.child, path + node.path.removeprefix(ELEMENT))
-    if isinstance(node, AnyOf):
-        return AnyOf(tuple(outside(child, path) for child in node.children))
-    if isinstance(node, All):
-        return All(tuple(outside(child, path) for child in node.children))
-    return All(())

@@ -25,7 +25,7 @@ from aq_data.storage.metadata._schema import (
     UPDATE_SWEEP,
 )
 from aq_data.storage.metadata.record import Record
-from aq_data.storage.metadata.sweeplog import Appended, Incoming, Row, SweepLog, Tail
+from aq_data.storage.metadata.sweeplog import Appended, Incoming, Row, SweepLog, Tail, is_pending
 
 __all__ = ["SqliteSweeps"]
 
@@ -97,7 +97,7 @@ class SqliteSweeps(SweepLog):
         def operation(connection: sqlite3.Connection) -> Record | None:
             existing = self._database.insert_record(connection, record)
             if existing is None:
-                row = (plan.id, msgspec.json.encode(plan), msgspec.json.encode(state), _is_pending(plan, state))
+                row = (plan.id, msgspec.json.encode(plan), msgspec.json.encode(state), is_pending(plan, state))
                 number = connection.execute(INSERT_SWEEP, row).lastrowid
                 assert number is not None
                 for block in first:
@@ -229,15 +229,8 @@ class SqliteSweeps(SweepLog):
         await self._database.write(operation)
 
 
-def _is_pending(plan: Plan, state: State) -> bool:
-    """Whether something is left to be done in the background."""
-    if state.ended_revision:
-        return bool(set(plan.notify) - set(state.told))
-    return state.seal is not None or state.head > state.folded
-
-
 def _store(connection: sqlite3.Connection, number: int, plan: Plan, state: State) -> None:
-    connection.execute(UPDATE_SWEEP, (msgspec.json.encode(state), _is_pending(plan, state), number))
+    connection.execute(UPDATE_SWEEP, (msgspec.json.encode(state), is_pending(plan, state), number))
 
 
 def _insert(connection: sqlite3.Connection, number: int, row: Row) -> None:

@@ -133,11 +133,11 @@ def _rebuild(connection: sqlite3.Connection) -> None:
         connection.execute("ALTER TABLE datafiles ADD COLUMN pid TEXT")
         connection.execute("UPDATE datafiles SET pid=json_extract(CAST(document AS TEXT), '$.pid')")
         connection.execute("ALTER TABLE datafiles ADD COLUMN snapshot INTEGER REFERENCES snapshots")
-    for table in ("terms", "facts", "facets", "words", "buried_words", "paths"):
+    for table in ("terms", "facts", "facets", "words", "buried_words", "vocabulary", "paths"):
         connection.execute(f"DROP TABLE IF EXISTS {table}")
     for statement in SCHEMA:
         connection.execute(statement)
-    connection.execute("UPDATE progress SET value=0 WHERE name IN ('indexed', 'alive')")
+    connection.execute("UPDATE progress SET value=0 WHERE name<>'format'")
     _share_snapshots(connection)
 
 

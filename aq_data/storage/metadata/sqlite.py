@@ -8,6 +8,7 @@ settings a measurement has, and a search still finds every acknowledged save.
 from __future__ import annotations
 
 import asyncio
+import math
 import sqlite3
 import threading
 import time
@@ -269,7 +270,7 @@ class SqliteStore(MetadataStore):
         """The answer in one snapshot that has everything acknowledged by now; QueryError when it takes too long."""
 
         def operation(connection: sqlite3.Connection) -> T:
-            with _limited(connection), handing() as hand:
+            with _limited(connection) as end, handing(end) as hand:
                 connection.execute("BEGIN")
                 try:
                     return ask(Question(connection, node, hand, include_deleted))
@@ -370,12 +371,12 @@ def _check_pid(connection: sqlite3.Connection, document: DataFile) -> None:
 
 
 @contextmanager
-def _limited(connection: sqlite3.Connection) -> Iterator[None]:
-    """What is asked in this block ends after QUERY_SECONDS."""
+def _limited(connection: sqlite3.Connection) -> Iterator[float]:
+    """What is asked in this block ends after QUERY_SECONDS; when that is."""
     end = time.monotonic() + QUERY_SECONDS
     connection.set_progress_handler(lambda: time.monotonic() > end, 50_000)
     try:
-        yield
+        yield end
     except sqlite3.OperationalError as exc:
         if time.monotonic() > end:
             raise QueryError(
@@ -391,4 +392,6 @@ def _value(kind: str, value: Any) -> object:
         return bool(value)
     if kind == "date":
         return {"$date": format_instant(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=value))}
+    if value in (math.inf, -math.inf):
+        return {"$float": "Infinity" if value > 0 else "-Infinity"}
     return value

@@ -109,7 +109,10 @@ class MetadataStore(ABC):
 
     @abstractmethod
     def scan(self) -> AsyncIterator[Record]:
-        """Every record, tombstones included, in order of saving; records saved meanwhile may or may not appear."""
+        """Every record, tombstones included, in order of saving; records saved meanwhile may or may not appear.
+
+        The order of saving is that of `created_at`, then of the id, where several servers save into one database.
+        """
 
     async def snapshots(self) -> set[str]:
         """The hashes of the snapshots (models.snapshots) that any record has, tombstones included.

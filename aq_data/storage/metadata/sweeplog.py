@@ -12,7 +12,7 @@ from aq_data.models.datafile import DataFileId
 from aq_data.models.sweep import Block, Ending, Placed, Plan, State
 from aq_data.storage.metadata.record import Record
 
-__all__ = ["Appended", "Incoming", "Row", "SweepLog", "Tail"]
+__all__ = ["Appended", "Incoming", "Row", "SweepLog", "Tail", "is_pending"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,3 +131,10 @@ class SweepLog(ABC):
     @abstractmethod
     async def forget(self, id: DataFileId) -> None:
         """Delete the log of a sweep whose DataFile was deleted; a no-op when there is none."""
+
+
+def is_pending(plan: Plan, state: State) -> bool:
+    """Whether something is left to be done in the background: what `SweepLog.unfinished` lists."""
+    if state.ended_revision:
+        return bool(set(plan.notify) - set(state.told))
+    return state.seal is not None or state.head > state.folded

@@ -21,7 +21,7 @@ from aq_server.config import ServerConfig
 from aq_server.problems import problem_of
 from aq_server.routes.bodies import AnyRequest, body_bytes, decode_json, json_body, media_type
 from aq_server.routes.openapi import BINARY, json_object, operation, refusals
-from aq_server.service.bulk import Bulk, Change, Outcome, Removal
+from aq_server.service.bulk import Bulk, Outcome, Patch, Removal
 
 __all__ = ["BulkRoutes"]
 
@@ -96,7 +96,7 @@ class BulkRoutes(Controller):
 
     @patch(
         operation_id="patchDataFiles",
-        summary="Change the metadata of many DataFiles",
+        summary="Patch the metadata of many DataFiles",
         description=f"{_LIMITS} Of each the merge patch (RFC 7396) and, where it counts, the revision it is meant for.",
         request_max_body_size=None,
         responses=refusals(413, 415),
@@ -108,7 +108,7 @@ class BulkRoutes(Controller):
     async def change(
         self, request: Request[Any, Any, Any], bulk: NamedDependency[Bulk], config: NamedDependency[ServerConfig]
     ) -> Stream:
-        items = await _items(request, Change, config.max_document_bytes)
+        items = await _items(request, Patch, config.max_document_bytes)
         return _answer(request, bulk.patch(items, request.scope["state"].get("user")))
 
     @post(

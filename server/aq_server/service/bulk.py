@@ -16,7 +16,7 @@ from aq_data.models.structs import resolve
 from aq_server.service.datafiles import DataFiles
 from aq_server.service.growing import Growing
 
-__all__ = ["Bulk", "Change", "Outcome", "Removal"]
+__all__ = ["Bulk", "Outcome", "Patch", "Removal"]
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ HELD_TOGETHER = 8
 """The same of documents that are there already: each may be of many MB, however short the request."""
 
 
-class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Patch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A merge patch for one DataFile; with `revision` for that revision only."""
 
     id: str
@@ -82,10 +82,10 @@ class Bulk:
 
         return _outcomes(ids, HELD_TOGETHER, lambda _: None, get)
 
-    def patch(self, items: Iterable[Change | AqDataError], user: str | None) -> AsyncIterator[list[Outcome]]:
+    def patch(self, items: Iterable[Patch | AqDataError], user: str | None) -> AsyncIterator[list[Outcome]]:
         """Merge patches, as `DataFiles.patch` does."""
 
-        async def patch(item: Change) -> Outcome:
+        async def patch(item: Patch) -> Outcome:
             changed = await self._datafiles.patch(item.id.lower(), item.patch, item.revision, user)
             return Outcome(await self._growing.present(changed))
 
@@ -134,4 +134,4 @@ def _windows(
         yield window
 
 
-resolve(Change, Removal)
+resolve(Patch, Removal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -21,6 +22,8 @@ __all__ = ["MAX_LIMIT", "Found", "SearchRequest", "Searching"]
 PAGE = 100
 MAX_LIMIT = 1000
 """Documents on one page; a longer list is paged with the cursor."""
+MAX_FIELDS = 1000
+"""Paths that a search or a table may ask for."""
 
 
 class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,14 +59,16 @@ class Searching:
         limit = PAGE if request.limit is None else request.limit
         if not 0 <= limit <= MAX_LIMIT:
             raise QueryError(f"limit is 0 to {MAX_LIMIT}, not {limit}; use the cursor for more")
+        if request.fields is not None and len(request.fields) > MAX_FIELDS:
+            raise QueryError(f"`fields` are at most {MAX_FIELDS} paths, not {len(request.fields)}")
         node = _parsed(request.filter, request.text)
         page = await self._metadata.search(node, parse_sort(request.sort), limit, request.cursor, request.include_deleted)
         documents = [await self._present(document) for document in page.documents]
         words = tuple(dict.fromkeys(word for one in nodes_of(node) if isinstance(one, Words) for word in one.words))
-        shown = [highlights(msgspec.json.decode(document), words) for document in documents] if words else None
+        # A page of large documents would keep everybody else waiting.
+        shown = await asyncio.to_thread(_highlights, documents, words) if words else None
         if request.fields is not None:
-            paths = [field_segments(field) for field in request.fields]
-            documents = [msgspec.Raw(msgspec.json.encode(projected(msgspec.json.decode(d), paths))) for d in documents]
+            documents = await asyncio.to_thread(_projected, documents, [field_segments(field) for field in request.fields])
         return Found(documents, page.total, page.total_is_exact, page.cursor, shown)
 
     async def _present(self, document: msgspec.Raw) -> msgspec.Raw:
@@ -80,6 +85,14 @@ class Searching:
         if not 1 <= limit <= MAX_LIMIT:
             raise QueryError(f"limit is 1 to {MAX_LIMIT}, not {limit}")
         return await self._metadata.distinct(parse_path(field), _parsed(filter, text), limit)
+
+
+def _highlights(documents: list[msgspec.Raw], words: tuple[str, ...]) -> list[list[dict[str, Any]]]:
+    return [highlights(msgspec.json.decode(document), words) for document in documents]
+
+
+def _projected(documents: list[msgspec.Raw], paths: list[list[str]]) -> list[msgspec.Raw]:
+    return [msgspec.Raw(msgspec.json.encode(projected(msgspec.json.decode(document), paths))) for document in documents]
 
 
 def _parsed(filter: dict[str, Any], text: str | None) -> Node:

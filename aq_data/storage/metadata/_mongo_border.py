@@ -1,0 +1,97 @@
+"""Where pymongo's errors become ours, and the client is made from an address that is a secret."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import parse_qs
+
+from bson.errors import BSONError
+from pymongo import AsyncMongoClient
+from pymongo.errors import (
+    ConnectionFailure,
+    CursorNotFound,
+    DocumentTooLarge,
+    DuplicateKeyError,
+    ExecutionTimeout,
+    OperationFailure,
+    PyMongoError,
+    WriteConcernError,
+)
+
+from aq_data.errors import AqDataError, ConfigError, ConflictError, StorageError, TooLargeError, UnavailableError
+
+__all__ = ["border", "open_client", "taken_pid", "translate"]
+
+DEFAULTS: dict[str, Any] = {
+    # On disk of most members before it is acknowledged, and read only what can no longer be rolled back.
+    "w": "majority",
+    "journal": True,
+    "readConcernLevel": "majority",
+    "serverSelectionTimeoutMS": 10_000,
+    "appname": "aq-data",
+}
+"""What an address may say otherwise."""
+
+PASSING = {
+    6, 7, 43, 50, 64, 89, 91, 100, 112, 133, 189, 202, 234, 246, 262, 317, 365, 9001, 10058, 10107, 11600, 11602, 13388,
+    13435, 13436, 14031,
+}  # fmt: skip
+"""Codes of what waiting may mend: elections, shutdowns, networks, conflicts, migrations of shards, a full disk."""
+TOO_LARGE = {10334, 17419, 17420}
+
+
+def translate(exc: PyMongoError | BSONError) -> AqDataError:
+    """Our error for pymongo's: what a wait may mend is UnavailableError, too large a document TooLargeError."""
+    code = exc.code if isinstance(exc, OperationFailure) else None
+    name = type(exc).__name__ if code is None else f"{type(exc).__name__} {code}"
+    pid = taken_pid(exc)
+    if pid is not None:
+        return ConflictError(f"the pid {pid[:80]!r} is that of another DataFile; choose another", code="id_taken")
+    message = f"the metadata database failed ({name}): {str(exc)[:500]}"
+    if isinstance(exc, DocumentTooLarge) or code in TOO_LARGE:
+        return TooLargeError(
+            f"the document is too large for MongoDB (16 MB with its index terms); attach it as a file: {exc}"
+        )
+    if isinstance(exc, (ConnectionFailure, ExecutionTimeout, CursorNotFound, WriteConcernError)) or code in PASSING:
+        return UnavailableError(message)
+    if isinstance(exc, PyMongoError) and any(map(exc.has_error_label, ("RetryableWriteError", "TransientTransactionError"))):
+        return UnavailableError(message)
+    return StorageError(message)
+
+
+def taken_pid(exc: PyMongoError | BSONError) -> str | None:
+    """The pid that another record has, when that is what the error is about."""
+    details = exc.details if isinstance(exc, DuplicateKeyError) else None
+    pid = (details or {}).get("keyValue", {}).get("pid")
+    return None if pid is None else str(pid)
+
+
+@contextmanager
+def border() -> Iterator[None]:
+    """Nothing of `pymongo` leaves this block."""
+    try:
+        yield
+    except (PyMongoError, BSONError) as exc:
+        raise translate(exc) from exc
+
+
+def open_client(url: str) -> AsyncMongoClient[dict[str, Any]]:
+    """A client that connects when first used. ConfigError, without the address in it, when that cannot be one."""
+    given = {option.lower() for option in parse_qs(url.partition("?")[2])}
+    defaults = {key: value for key, value in DEFAULTS.items() if key.lower() not in given}
+    problem = "it begins with mongodb:// or mongodb+srv://"
+    if url.startswith(("mongodb://", "mongodb+srv://")):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # the driver would go on without an option that it does not understand
+                return AsyncMongoClient(url, **defaults)
+        except (PyMongoError, UserWarning, ValueError, TypeError, OSError) as exc:
+            # Its words may quote the address, in which a password may stand.
+            problem = f"the driver says {type(exc).__name__}: an option, a name or a file in it is wrong"
+    raise ConfigError(
+        f"server.mongo is no MongoDB address ({problem}); one looks like mongodb://user:password@host:27017/?tls=true, with "
+        "the special characters of a password percent-encoded"
+    )

@@ -1,0 +1,256 @@
+"""The only place that writes MQL of searches: filters, pages, totals, distinct values. `_mongo_records` has the fields.
+
+Nearly every node compiles exactly. Elements of lists are not in the index as such: there a filter is an upper bound, all
+that may match, and what it finds is judged by `models.matching` (`is_exact`).
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from typing import Any
+
+from bson import Binary
+
+from aq_data.errors import QueryError
+from aq_data.models.matching import outside
+from aq_data.models.paths import SortKey
+from aq_data.models.query import All, AnyOf, Compare, Element, Exists, Match, Node, Not, Words, nodes_of
+from aq_data.models.terms import KIND_ORDER, TEXT_PREFIX, Kind
+from aq_data.models.values import format_instant
+from aq_data.storage.metadata._mongo_records import LONG, ORDER_BYTES, SORTED, WORDS, field_of
+from aq_data.storage.metadata.cursors import Cursor
+
+__all__ = [
+    "compile_filter",
+    "cursor_of",
+    "distinct_pipeline",
+    "is_exact",
+    "is_indexed",
+    "page_pipeline",
+    "place_of",
+    "selection",
+    "shown",
+    "sort_index",
+    "total_pipeline",
+    "walked",
+]
+
+BASE_KINDS: tuple[Kind, ...] = ("number", "text", "null", "bool", "date", "nan", "complex", "whole")
+"""Every value has a term of one of these."""
+DISTINCT_KINDS: tuple[Kind, ...] = ("bool", "date", "number", "text")
+
+_OPERATORS = {"eq": "$eq", "gt": "$gt", "gte": "$gte", "lt": "$lt", "lte": "$lte"}
+_NOTHING: dict[str, Any] = {"_id": {"$in": []}}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+Pipeline = list[dict[str, Any]]
+
+
+# --- filters -------------------------------------------------------------------------------------------------------------
+
+
+def is_exact(node: Node) -> bool:
+    """Whether the compiled filter finds what matches and nothing else."""
+    return not any(isinstance(one, Element) for one in nodes_of(node))
+
+
+def is_indexed(node: Node) -> bool:
+    """Whether whatever matches has some term, so that the index leads to it, and to no tombstone."""
+    if isinstance(node, All):
+        return any(map(is_indexed, node.children))
+    if isinstance(node, AnyOf):
+        return all(map(is_indexed, node.children))
+    if isinstance(node, Element):
+        return is_indexed(outside(node.child, node.path))
+    return not isinstance(node, Not)
+
+
+def selection(node: Node, include_deleted: bool) -> dict[str, Any]:
+    """The filter among the records that are alive, or among all."""
+    if include_deleted:
+        gone = {"$and": [{"deleted": True}, compile_filter(node, "g")]}
+        return {"$or": [{"$and": [{"deleted": False}, compile_filter(node)]}, gone]}
+    found = compile_filter(node)
+    return found if is_indexed(node) else walked(found)
+
+
+def walked(where: dict[str, Any]) -> dict[str, Any]:
+    """The same filter for an index in sort order, where tombstones stand apart."""
+    return {"$and": [{"deleted": False}, where]} if where else {"deleted": False}
+
+
+def compile_filter(node: Node, under: str = "t", *, is_upper: bool = True) -> dict[str, Any]:
+    """The filter for a node over the terms under `t`, or `g`; an upper bound of what matches, or a lower one."""
+    if isinstance(node, All):
+        return _all_of([compile_filter(child, under, is_upper=is_upper) for child in node.children])
+    if isinstance(node, AnyOf):
+        return _compile_any(node, under, is_upper)
+    if isinstance(node, Not):
+        inner = compile_filter(node.child, under, is_upper=not is_upper)
+        return _NOTHING if not inner else {} if inner == _NOTHING else {"$nor": [inner]}
+    if isinstance(node, Element):
+        return compile_filter(outside(node.child, node.path), under) if is_upper else _NOTHING
+    if isinstance(node, Exists):
+        return {"$or": [{f"{under}.{field_of(node.path, kind)}": {"$exists": True}} for kind in BASE_KINDS]}
+    if isinstance(node, Match):
+        return _compile_match(node, under)
+    if isinstance(node, Words):
+        return _all_of([{f"{under}.{WORDS}": {"$regex": f"^{word}"}} for word in node.words])
+    return {f"{under}.{field_of(node.path, node.kind)}": {_OPERATORS[node.op]: node.value}}
+
+
+def _compile_any(node: AnyOf, under: str, is_upper: bool) -> dict[str, Any]:
+    """Alternatives; equalities on one path are one list."""
+    equal = [child for child in node.children if isinstance(child, Compare) and child.op == "eq"]
+    rest = [child for child in node.children if not (isinstance(child, Compare) and child.op == "eq")]
+    parts: list[dict[str, Any]] = []
+    for (path, kind), group in groupby(sorted(equal, key=_field), key=_field):
+        parts.append({f"{under}.{field_of(path, kind)}": {"$in": [child.value for child in group]}})
+    parts += [compile_filter(child, under, is_upper=is_upper) for child in rest]
+    if {} in parts:
+        return {}
+    possible = [part for part in parts if part != _NOTHING]
+    return {"$or": possible} if possible else _NOTHING
+
+
+def _all_of(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    if _NOTHING in parts:
+        return _NOTHING
+    needed = [part for part in parts if part]
+    return {"$and": needed} if needed else {}
+
+
+def _field(node: Compare) -> tuple[str, Kind]:
+    return node.path, node.kind
+
+
+def _compile_match(node: Match, under: str) -> dict[str, Any]:
+    """Short texts are judged in the index; of a long one that holds the beginning, so it is judged whole."""
+    name = field_of(node.path, "text")
+    pattern = node.pattern
+    is_short = rf"\A(?!(?s:.{{{TEXT_PREFIX}}}))"
+    short: dict[str, Any] = {f"{under}.{name}": {"$regex": f"{is_short}(?s:.*?)(?:{pattern.pcre})"}}
+    prefix = pattern.prefix[: TEXT_PREFIX - 1]
+    if prefix:
+        short = {"$and": [{f"{under}.{name}": {"$gte": prefix, "$lt": _beyond(prefix)}}, short]}
+    whole = {"$and": [{f"{under}.{field_of(node.path, LONG)}": True}, {f"x.{name}": {"$regex": pattern.pcre}}]}
+    return {"$or": [short, whole]}
+
+
+def _beyond(prefix: str) -> str:
+    """A text greater than all that begin with `prefix`, and not much greater."""
+    return prefix + "\U0010ffff" * 2
+
+
+# --- pages ---------------------------------------------------------------------------------------------------------------
+
+
+def sort_index(sort: SortKey) -> str | None:
+    """The index in the order of `sort`; None when there is none and what matches has to be sorted."""
+    if sort.path == "id":
+        return "_id_"
+    return sort.path if sort.path == "created_at" or sort.path in SORTED else None
+
+
+def cursor_of(row: dict[str, Any], sort: SortKey, total: int, is_exact: bool) -> Cursor:
+    """The cursor that a row of `page_pipeline` stands for."""
+    place, order = row["place"], row["o"].hex()
+    if sort.path == "created_at":
+        return Cursor((KIND_ORDER["date"], int.from_bytes(place[:8], "big") - (1 << 63)), order, total, is_exact)
+    if sort.path == "id":
+        return Cursor((KIND_ORDER["text"], place), order, total, is_exact)
+    if sort.path in SORTED:
+        key = (0, 0) if place["v"] is None else (KIND_ORDER[SORTED[sort.path]], place["v"])
+        return Cursor(key, order, total, is_exact)
+    return Cursor((place["r"], place["v"]), order, total, is_exact)
+
+
+def place_of(cursor: Cursor, sort: SortKey) -> Any:
+    """What the field that pages are sorted by holds at the cursor. QueryError (`bad_cursor`) for an order nobody gave."""
+    rank, value = cursor.key
+    try:
+        order = Binary(bytes.fromhex(str(cursor.tie)))
+    except ValueError:
+        order = Binary(b"")
+    if len(order) != ORDER_BYTES:
+        raise QueryError("the cursor is not one that this server gave", code="bad_cursor")
+    if sort.path == "created_at":
+        return order
+    if sort.path == "id":
+        return value
+    if sort.path in SORTED:
+        return {"v": value if rank else None, "o": order}
+    return {"r": rank, "v": value, "o": order}
+
+
+def page_pipeline(where: dict[str, Any], sort: SortKey, after: Any, limit: int | None, include_deleted: bool) -> Pipeline:
+    """Rows (document, place, o) in order, behind the place `after`. One field is sorted by, in which `o` breaks the ties."""
+    computed: Pipeline = []
+    if sort_index(sort) is None:
+        field = "place"
+        computed = [{"$project": {"document": 1, "o": 1, "place": _place(sort, include_deleted)}}]
+    else:
+        field = {"created_at": "o", "id": "_id"}.get(sort.path, f"s.{sort.path}")
+    behind = {field: {"$lt" if sort.descending else "$gt": after}}
+    return [
+        {"$match": where},
+        *computed,
+        *([{"$match": behind}] if after is not None else []),
+        {"$sort": {field: -1 if sort.descending else 1}},
+        *([{"$limit": limit}] if limit else []),
+        {"$project": {"_id": 0, "document": 1, "o": 1, "place": f"${field}"}},
+    ]
+
+
+def _place(sort: SortKey, include_deleted: bool) -> dict[str, Any]:
+    """Rank and value by which a record is sorted at any path: of several values the least, or the greatest."""
+    best = "$max" if sort.descending else "$min"
+    branches = []
+    for kind, rank in sorted(KIND_ORDER.items(), key=lambda item: item[1], reverse=sort.descending):
+        name = field_of(sort.path, kind)
+        value: Any = {"$ifNull": [f"$t.{name}", f"$g.{name}"]} if include_deleted else f"$t.{name}"
+        place = {"r": {"$literal": rank}, "v": {best: value}, "o": "$o"}
+        branches.append({"case": {"$ne": [{"$type": value}, "missing"]}, "then": place})
+    return {"$switch": {"branches": branches, "default": {"r": {"$literal": 0}, "v": {"$literal": 0}, "o": "$o"}}}
+
+
+def total_pipeline(where: dict[str, Any], limit: int | None) -> Pipeline:
+    """How many match, counted no further than `limit`; from the index alone where one condition decides."""
+    return [{"$match": where}, *([{"$limit": limit}] if limit else []), {"$count": "n"}]
+
+
+# --- distinct values -----------------------------------------------------------------------------------------------------
+
+
+def distinct_pipeline(path: str, where: dict[str, Any], limit: int) -> Pipeline:
+    """Rows of `_id` (kind k and value v) and the number n of documents, most frequent first."""
+    names = {kind: field_of(path, kind) for kind in DISTINCT_KINDS}
+    some = {"$or": [{f"t.{name}": {"$exists": True}} for name in names.values()]}
+    return [
+        {"$match": {"$and": [some, where]}},
+        {"$project": {"_id": 0, "value": {"$concatArrays": [_listed(kind, f"$t.{name}") for kind, name in names.items()]}}},
+        {"$unwind": "$value"},
+        {"$group": {"_id": "$value", "n": {"$sum": 1}}},
+        {"$sort": {"n": -1, "_id.k": 1, "_id.v": 1}},
+        {"$limit": limit},
+    ]
+
+
+def _listed(kind: Kind, value: str) -> dict[str, Any]:
+    """The values of one kind as a list, each with its kind."""
+    single = {"$cond": [{"$eq": [{"$type": value}, "missing"]}, [], [value]]}
+    listed = {"$cond": [{"$isArray": value}, value, single]}
+    return {"$map": {"input": listed, "in": {"k": {"$literal": kind}, "v": "$$this"}}}
+
+
+def shown(kind: Kind, value: Any) -> object:
+    """A term's value as JSON has it."""
+    if kind == "bool":
+        return bool(value)
+    if kind == "date":
+        return {"$date": format_instant(_EPOCH + timedelta(microseconds=value))}
+    if value in (math.inf, -math.inf):
+        return {"$float": "Infinity" if value > 0 else "-Infinity"}
+    return value

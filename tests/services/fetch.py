@@ -1,0 +1,125 @@
+"""`make services`: bring the programs that stand in for real services into `.cache/services/`, once.
+
+MongoDB's engine comes from npm at the version and checksum of `mongo/package-lock.json`. It needs glibc 2.38; an older
+Debian gets the next one's C library unpacked beside it, from the mirror that its own package sources name.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["CACHE", "LIBC", "MONGO", "debian_mirror", "libc_is_old", "missing"]
+
+CACHE = Path(__file__).parents[2] / ".cache" / "services"
+MONGO = CACHE / "mongo-0.1.1"
+LIBC = CACHE / "libc-trixie"
+"""Debian 13's C library, for an engine that the system's own is too old for."""
+
+HERE = Path(__file__).parent
+NEEDED_GLIBC = (2, 38)
+LIBC_PACKAGES = ("libc6", "libgcc-s1", "libstdc++6")
+SOURCES = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
+KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+DOCKER = "or, with Docker, `AQ_DATA_MONGO=docker make test-services`"
+
+
+def libc_is_old() -> bool:
+    """Whether the engine cannot be loaded with the system's own C library."""
+    if sys.platform != "linux":
+        return False
+    found = re.fullmatch(r"glibc (\d+)\.(\d+).*", os.confstr("CS_GNU_LIBC_VERSION") or "")
+    return found is None or (int(found[1]), int(found[2])) < NEEDED_GLIBC
+
+
+def missing() -> list[str]:
+    """What `make services` would have to fetch before the engine can run here."""
+    needed = [MONGO, LIBC] if libc_is_old() else [MONGO]
+    return [path.name for path in needed if not path.exists()]
+
+
+def _run(*command: str, why: str) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+    except FileNotFoundError:
+        raise SystemExit(f"make services: {command[0]} is not installed, {why}; install it, {DOCKER}") from None
+    if done.returncode:
+        output = (done.stdout + done.stderr).strip()[-2000:]
+        raise SystemExit(f"make services: `{' '.join(command[:3])} …` failed, {why}:\n{output}\nTry again, {DOCKER}")
+
+
+@contextmanager
+def _complete_or_absent(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which gets its name when everything is in it."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    filling = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=CACHE))
+    try:
+        yield filling
+        if not folder.exists():
+            filling.chmod(0o755)
+            filling.rename(folder)
+    finally:
+        shutil.rmtree(filling, ignore_errors=True)
+
+
+def _fetch_mongo() -> None:
+    with _complete_or_absent(MONGO) as folder:
+        for name in ("package.json", "package-lock.json"):
+            shutil.copy(HERE / "mongo" / name, folder)
+        why = "it fetches MongoDB's engine from npm"
+        _run("npm", "ci", "--omit=peer", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder), why=why)
+
+
+def debian_mirror() -> str:
+    """The address that this machine takes Debian's packages from."""
+    for path in SOURCES:
+        text = path.read_text() if path.suffix in (".list", ".sources") and path.is_file() else ""
+        for found in re.finditer(r"^(?:URIs:|deb\s+(?:\[[^]]*\])?)\s*(\S+?/debian)/?(?:\s|$)", text, re.MULTILINE):
+            return found[1]
+    raise SystemExit(
+        f"make services: this system's C library is older than {'.'.join(map(str, NEEDED_GLIBC))}, and no Debian mirror is "
+        f"named under /etc/apt to take a newer one from; use Debian 13, Ubuntu 24.04 or later, {DOCKER}"
+    )
+
+
+def _fetch_libc() -> None:
+    mirror, why = debian_mirror(), "it fetches Debian 13's C library, which MongoDB's engine needs"
+    with _complete_or_absent(LIBC) as folder, tempfile.TemporaryDirectory() as scratch:
+        apt = Path(scratch)
+        for part in ("lists/partial", "cache/archives/partial", "packages"):
+            (apt / part).mkdir(parents=True)
+        (apt / "sources.list").write_text(f"deb [signed-by={KEYS}] {mirror} trixie main\n")
+        (apt / "status").touch()
+        settings = {
+            "Dir::Etc::sourcelist": apt / "sources.list", "Dir::Etc::sourceparts": "-", "Dir::State::status": apt / "status",
+            "Dir::State::lists": apt / "lists", "Dir::Cache": apt / "cache", "APT::Sandbox::User": "",
+        }  # fmt: skip
+        options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
+        _run("apt-get", "-q", "update", *options, why=why)
+        _run("sh", "-c", 'cd "$0" && exec "$@"', str(apt / "packages"), "apt-get", "-q", "download", *LIBC_PACKAGES,
+             *options, why=why)  # fmt: skip
+        for package in sorted((apt / "packages").glob("*.deb")):
+            _run("dpkg", "-x", str(package), str(folder), why=why)
+
+
+def main() -> None:
+    """Fetch what is missing, and say so."""
+    if platform.machine() not in ("x86_64", "aarch64", "arm64"):
+        raise SystemExit(f"make services: MongoDB's engine is not built for {platform.machine()}; {DOCKER[4:]}")
+    fetchers = {MONGO.name: _fetch_mongo, LIBC.name: _fetch_libc}
+    for name in missing():
+        print(f"make services: fetching {name} into {CACHE}", flush=True)
+        fetchers[name]()
+    print(f"make services: all there in {CACHE}; `make test-services` runs the tests")
+
+
+if __name__ == "__main__":
+    main()

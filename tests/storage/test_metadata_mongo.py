@@ -1,0 +1,306 @@
+"""MongoDB keeps the contract of a metadata store, lets no error of its own out, and answers by its indexes."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import uuid
+
+import bson.errors
+import pymongo
+import pymongo.errors
+import pytest
+from metadata_suite import EVERYTHING, DurableMetadataStoreTests, changed, ids_of, insert_all, pages, record, within
+
+from aq_data.errors import AqDataError, ConfigError, QueryError, StorageError, TooLargeError, UnavailableError
+from aq_data.models.paths import parse_sort
+from aq_data.models.query import parse_filter
+from aq_data.storage.metadata import _mongo_border, _mongo_questions, _mql
+from aq_data.storage.metadata._mongo_border import border, translate
+from aq_data.storage.metadata.mongo import MongoStore
+
+
+@pytest.mark.services
+class TestMongo(DurableMetadataStoreTests):
+    """One database, to which any number of stores may be open."""
+
+    @pytest.fixture
+    def open_store(self, mongo, mongo_room):
+        opened = ["one"]
+
+        def open_store(name):
+            if name != opened[-1]:  # the next example of many
+                mongo_room.clear()
+                opened.append(name)
+            return MongoStore(mongo, mongo_room.name)
+
+        return open_store
+
+    @pytest.fixture(params=["sort", "walk"])
+    def plan(self, request, monkeypatch):
+        if request.param == "walk":
+            monkeypatch.setattr(_mongo_questions.Questions, "_is_near", _never)
+        return lambda: None
+
+
+async def _never(*_):
+    return False
+
+
+@pytest.fixture
+def open_store(mongo, mongo_database):
+    return lambda name: MongoStore(mongo, mongo_database)
+
+
+@pytest.fixture
+def behind(mongo, mongo_database):
+    """The database of `open_store("one")` without the store."""
+    with pymongo.MongoClient(mongo) as client:
+        yield client[mongo_database]
+
+
+# --- order, totals, size ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("text", ["name", "-created_at", "absent"])
+def test_equals_are_ordered_by_time_of_saving_and_then_by_id(open_store, text):
+    """Whatever the order in which they came, as several servers may send them."""
+    times = ["2026-01-31T08:00:00.000002Z", "2026-01-31T08:00:00.000001Z", "2026-01-31T08:00:00.000001Z"]
+    records = [record(900 - i, name="x", created_at=created) for i, created in enumerate(times)]
+    expected = [records[2], records[1], records[0]]
+
+    async def body(store):
+        await insert_all(store, records)
+        found = await pages(store, {}, parse_sort(text), 1)
+        assert found == [one.document.id for one in (expected[::-1] if text.startswith("-") else expected)]
+        assert [one async for one in store.scan()] == expected
+
+    within(open_store, body)
+
+
+@pytest.mark.services
+def test_totals_are_exact_up_to_the_limit_and_said_to_be_inexact_beyond(open_store, monkeypatch):
+    """Counting goes no further, `count` does."""
+    monkeypatch.setattr(_mongo_questions, "EXACT_TOTAL", 10)
+
+    async def body(store):
+        for count, total, is_exact in [(9, 9, True), (10, 10, True), (11, 10, False), (12, 10, False)]:
+            await insert_all(store, [record(name="x") for _ in range(count - await store.count(EVERYTHING))])
+            for query in ({"name": "x"}, {}, {"tags": {"$not": {"$elemMatch": {"$eq": "x"}}}}):
+                page = await store.search(parse_filter(query), parse_sort("id"), 3, None)
+                assert (page.total, page.total_is_exact) == (total, is_exact), query
+                assert await store.count(parse_filter(query)) == count
+
+    within(open_store, body)
+
+
+@pytest.mark.services
+def test_a_walk_that_finds_nothing_near_sorts_what_matches(open_store, monkeypatch):
+    """Those that match stand at the far end: the answer is the same, and the walk ends at its time."""
+    monkeypatch.setattr(_mongo_questions, "SORTED_ANYWAY", 0)
+    walks = []
+
+    async def first(self, node, pipeline, limit, seconds=None, index=None):
+        if index is not None:
+            walks.append(index)
+            raise pymongo.errors.ExecutionTimeout("as if it took too long", 50)
+        return await original(self, node, pipeline, limit, seconds, index)
+
+    original = _mongo_questions.Questions._first
+    monkeypatch.setattr(_mongo_questions.Questions, "_first", first)
+    records = [record(name=f"n{i}", metadata={"chip": "C1" if i < 20 else "C2"}) for i in range(40)]
+
+    async def body(store):
+        await insert_all(store, records)
+        page = await store.search(parse_filter({"chip": "C1"}), parse_sort("-created_at"), 3, None)
+        assert ids_of(page) == [one.document.id for one in records[19:16:-1]]
+        assert walks == ["created_at"]
+
+    within(open_store, body)
+
+
+@pytest.mark.services
+def test_a_question_that_takes_too_long_is_the_questions_fault(open_store, monkeypatch):
+    """It is a 400 that says how to narrow it, not a failure of the database."""
+    monkeypatch.setattr(_mongo_questions, "QUERY_SECONDS", 0.001)
+
+    async def body(store):
+        await insert_all(store, [record(metadata={"text": "a" * 90, "n": i}) for i in range(300)])
+        with pytest.raises(QueryError, match="took longer"):
+            for _ in range(50):
+                await store.count(parse_filter({"$nor": [{"text": {"$regex": "(a?){60}b"}}]}))
+
+    within(open_store, body)
+
+
+@pytest.mark.services
+def test_a_document_that_mongodb_cannot_hold_is_too_large_and_harms_nothing(open_store):
+    """The client is told what to do with it."""
+
+    async def body(store):
+        with pytest.raises(TooLargeError, match="attach it as a file"):
+            await store.insert(record(metadata={"program": "x" * (17 << 20)}))
+        one = record()
+        await store.insert(one)
+        with pytest.raises(TooLargeError):
+            await store.replace(changed(one, metadata={"program": "x" * (17 << 20)}), 1)
+        assert await store.get(one.document.id) == one
+
+    within(open_store, body)
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("versions", [{"version": 99, "format": 1}, {"version": 1, "format": 99}], ids=str)
+def test_a_database_of_a_newer_version_is_refused(open_store, behind, versions):
+    """Whoever made it knows how to read it."""
+    behind["meta"].insert_one({"_id": "schema", **versions})
+    with pytest.raises(ConfigError, match="99"):
+        within(open_store, lambda store: store.count(EVERYTHING))
+
+
+# --- indexes ---------------------------------------------------------------------------------------------------------------
+
+
+def stages(plan):
+    """Names of the stages of an explained plan, with the index of each scan."""
+    found = [(plan["stage"], plan.get("indexName"))] if "stage" in plan else []
+    for key in ("inputStage", "queryPlan", "winningPlan", "queryPlanner", "$cursor"):
+        found += stages(plan[key]) if isinstance(plan.get(key), dict) else []
+    for key in ("inputStages", "stages"):
+        found += [stage for one in plan.get(key, ()) for stage in stages(one)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def filled(mongo):
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    rows = [
+        record(name=f"n{i:03}", metadata={"chip": f"C{i % 50}", "power": i - 30, "odd": i % 2, "log": [i, i + 1]})
+        for i in range(600)
+    ]
+
+    async def body(store):
+        await asyncio.gather(*(store.insert(one) for one in rows))
+
+    within(lambda _: MongoStore(mongo, name), body)
+    with pymongo.MongoClient(mongo) as client:
+        yield client[name]
+
+
+class TestIndexes:
+    """What the documentation calls fast reads what it needs from an index, and how much does not grow with the rest."""
+
+    def explained(self, database, pipeline, **options):
+        command = {"aggregate": "datafiles", "pipeline": pipeline, "cursor": {}, **options}
+        return database.command({"explain": command, "verbosity": "executionStats"})
+
+    def page(self, database, query, sort="-created_at", *, walk=False, limit=10):
+        node, sort = parse_filter(query), parse_sort(sort)
+        where = _mql.selection(node, False)
+        options = {"hint": _mql.sort_index(sort)} if walk else {}
+        where = _mql.walked(where) if walk else where
+        return self.explained(database, _mql.page_pipeline(where, sort, None, limit, False), **options)
+
+    @pytest.mark.services
+    @pytest.mark.parametrize(
+        ("query", "examined"),
+        [
+            ({"chip": "C7"}, 12),
+            ({"power": {"$gte": 0, "$lt": 20}}, 20),
+            ({"chip": "C7", "power": {"$lt": 100}}, 13),
+            ({"chip": {"$in": ["C7", "C9"]}}, 27),
+            ({"$or": [{"chip": "C7"}, {"power": 3}]}, 14),
+            ({"name": {"$regex": "^n01"}}, 700),
+            ({"$text": "n011"}, 3),
+            ({"log": 5}, 3),
+        ],
+        ids=str,
+    )
+    def test_a_condition_is_looked_up(self, filled, query, examined):
+        """Equality, range, alternatives, several together, lists, words."""
+        plan = self.page(filled, query)
+        found = stages(plan)
+        assert ("COLLSCAN", None) not in found
+        assert {index for stage, index in found if stage == "IXSCAN"} == {"terms"}
+        statistics = plan.get("executionStats") or plan["stages"][0]["$cursor"]["executionStats"]
+        assert statistics["totalKeysExamined"] <= examined
+
+    @pytest.mark.services
+    @pytest.mark.parametrize("sort", ["created_at", "-created_at", "name", "-measured_at", "updated_at", "-size", "id"])
+    @pytest.mark.parametrize("query", [{}, {"odd": 1}, {"chip": {"$ne": "C7"}}], ids=str)
+    def test_a_page_in_order_is_walked_and_nothing_is_sorted(self, filled, query, sort):
+        """It reads about as many records as it shows."""
+        plan = self.page(filled, query, sort, walk=True)
+        found = stages(plan)
+        assert "SORT" not in {stage for stage, _ in found}
+        assert [index for stage, index in found if stage == "IXSCAN"] == [_mql.sort_index(parse_sort(sort))]
+        statistics = plan.get("executionStats") or plan["stages"][0]["$cursor"]["executionStats"]
+        assert statistics["totalDocsExamined"] <= 21
+
+    @pytest.mark.services
+    @pytest.mark.parametrize(
+        "query", [{}, {"chip": "C7"}, {"power": {"$gte": 0, "$lt": 200}}, {"name": {"$gte": "n1"}}], ids=str
+    )
+    def test_a_total_is_counted_without_reading_a_document(self, filled, query):
+        """Of one condition: from the index alone."""
+        where = _mql.selection(parse_filter(query), False)
+        found = stages(self.explained(filled, _mql.total_pipeline(where, 10_001)))
+        assert {stage for stage, _ in found} & {"FETCH", "COLLSCAN"} == set(), found
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------------
+
+ERRORS = [
+    cls
+    for module in (pymongo.errors, bson.errors)
+    for _, cls in inspect.getmembers(module, inspect.isclass)
+    if issubclass(cls, (pymongo.errors.PyMongoError, bson.errors.BSONError))
+]
+PASSING = (
+    pymongo.errors.ConnectionFailure,
+    pymongo.errors.ExecutionTimeout,
+    pymongo.errors.CursorNotFound,
+    pymongo.errors.WriteConcernError,
+)
+
+
+MADE_OF = {
+    pymongo.errors.BulkWriteError: ({"writeErrors": []},),
+    pymongo.errors.ClientBulkWriteException: ({"writeErrors": []}, True),
+    pymongo.errors.EncryptedCollectionError: (ValueError("said MongoDB"), {}),
+}
+
+
+def made(cls):
+    """An error of that class, as the driver makes them."""
+    return cls(*MADE_OF.get(cls, ("said MongoDB",)))
+
+
+def test_the_driver_names_its_errors():
+    """A guard: the walks below are over something."""
+    assert {pymongo.errors.AutoReconnect, pymongo.errors.DuplicateKeyError, bson.errors.InvalidDocument} <= set(ERRORS)
+
+
+@pytest.mark.parametrize("cls", ERRORS, ids=lambda cls: cls.__name__)
+def test_every_error_class_of_the_driver_has_an_error_of_ours(cls):
+    """What waiting may mend is unavailable; too large a document is the client's to mend."""
+    ours = translate(made(cls))
+    expected = UnavailableError if issubclass(cls, PASSING) else StorageError
+    assert type(ours) is (TooLargeError if issubclass(cls, pymongo.errors.DocumentTooLarge) else expected)
+
+
+@pytest.mark.parametrize("cls", ERRORS, ids=lambda cls: cls.__name__)
+def test_no_error_of_the_driver_comes_out_of_an_operation(cls):
+    """Whatever the library raises inside the border leaves it as ours."""
+    with pytest.raises(AqDataError), border():
+        raise made(cls)
+
+
+@pytest.mark.parametrize("code", sorted(_mongo_border.PASSING))
+def test_a_failure_that_passes_is_unavailable(code):
+    """By its code, and by the labels that the server gives."""
+    assert type(translate(pymongo.errors.OperationFailure("not now", code))) is UnavailableError
+    labelled = pymongo.errors.OperationFailure("not now", 1, {"errorLabels": ["RetryableWriteError"]})
+    assert type(translate(labelled)) is UnavailableError
+    assert type(translate(pymongo.errors.OperationFailure("never", 1))) is StorageError
