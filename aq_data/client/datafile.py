@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
 
+import msgspec
+
 from aq_data.client.arrays import RemoteArray
 from aq_data.client.connections import Source
 from aq_data.client.html import datafile_html, hits_html
@@ -15,6 +17,7 @@ from aq_data.client.outgoing import outgoing_files
 from aq_data.client.progress import progress
 from aq_data.client.tables import table_of, table_pieces
 from aq_data.errors import ConflictError, CorruptionError, NotFoundError, UnavailableError
+from aq_data.models.structs import resolve
 from aq_data.models.values import from_tagged
 from aq_data.wire.codec import CSV, NDJSON
 from aq_data.wire.routes import SEARCH, datafile_path, file_path
@@ -37,8 +40,16 @@ class DataFile:
     Typed fields are attributes (`file.name`, `file.tags`, `file.instruments`); `file.document` is everything.
     """
 
-    def __init__(self, http: Http, document: dict[str, Any], source: Source) -> None:
-        self._http, self._document, self._source = http, document, source
+    def __init__(self, http: Http, document: dict[str, Any] | msgspec.Raw, source: Source) -> None:
+        """A document that is still JSON is decoded when it is first looked at: of a long list few are."""
+        self._http, self._source = http, source
+        self._held = document
+
+    @property
+    def _document(self) -> dict[str, Any]:
+        if isinstance(self._held, msgspec.Raw):
+            self._held = msgspec.json.decode(self._held, type=dict[str, Any])
+        return self._held
 
     @property
     def id(self) -> str:
@@ -149,7 +160,7 @@ class DataFile:
 
     def refresh(self) -> DataFile:
         """Fetch the document anew, and with it how far an open sweep has grown; self."""
-        self._document = self._http.json("GET", datafile_path(self.id))
+        self._held = self._http.json("GET", datafile_path(self.id))
         return self
 
     def __repr__(self) -> str:
@@ -227,6 +238,16 @@ class Highlight(NamedTuple):
         return f"{self.path}: {''.join(parts)}{self.text[last:]}"
 
 
+class _Page(msgspec.Struct):
+    """A page as it comes."""
+
+    items: list[msgspec.Raw]
+    total: int
+    total_is_exact: bool
+    cursor: str | None
+    highlights: list[list[dict[str, Any]]] | None = None
+
+
 class Hits(Sequence[DataFile]):
     """What a search found: a sequence of DataFiles, in order. `total` counts all matches, exactly if `total_is_exact`.
 
@@ -243,15 +264,15 @@ class Hits(Sequence[DataFile]):
         self._files: list[DataFile] = []
         self._highlights: list[list[Highlight]] = []
         page = self._fetch()
-        self.total, self.total_is_exact = int(page["total"]), bool(page["total_is_exact"])
+        self.total, self.total_is_exact = page.total, page.total_is_exact
 
-    def _fetch(self) -> dict[str, Any]:
+    def _fetch(self) -> _Page:
         wanted = PAGE if self._limit is None else min(PAGE, self._limit - len(self._files))
-        page: dict[str, Any] = self._http.json("POST", SEARCH, {**self._question, "limit": wanted})
-        self._files += [DataFile(self._http, document, self._source) for document in page["items"]]
-        for shown in page.get("highlights") or [[]] * len(page["items"]):
+        page: _Page = self._http.json("POST", SEARCH, {**self._question, "limit": wanted}, type=_Page)
+        self._files += [DataFile(self._http, document, self._source) for document in page.items]
+        for shown in page.highlights or [[]] * len(page.items):
             self._highlights.append([Highlight(one["path"], one["text"], tuple(map(tuple, one["spans"]))) for one in shown])
-        self._question["cursor"] = page["cursor"]
+        self._question["cursor"] = page.cursor
         return page
 
     @property
@@ -314,3 +335,6 @@ class Hits(Sequence[DataFile]):
 
     def _repr_html_(self) -> str:
         return hits_html([file.to_json() for file in self._files], self.total, self.total_is_exact)
+
+
+resolve(_Page)

@@ -82,14 +82,15 @@ class Http:
         headers: Mapping[str, str] | None = None,
         *,
         repeatable: bool = True,
+        type: Any = Any,
     ) -> Any:
-        """Send and receive JSON."""
+        """Send and receive JSON, as dicts and lists or as another `type`."""
         options: dict[str, Any] = {"headers": dict(headers or {})}
         if content is not None:
             options["content"] = msgspec.json.encode(content)
             options["headers"].setdefault("Content-Type", "application/json")
         response = self.request(method, path, repeatable=repeatable, **options)
-        return None if response.status_code == httpx.codes.NO_CONTENT else decoded(response)
+        return None if response.status_code == httpx.codes.NO_CONTENT else decoded(response, type)
 
     def _send(
         self, method: str, path: str, body: Body | None, options: Mapping[str, Any], repeatable: bool = True
@@ -144,10 +145,10 @@ class Http:
         return error_from_code(problem.code, message, problem.details)
 
 
-def decoded(response: httpx.Response) -> Any:
+def decoded(response: httpx.Response, type: Any = Any) -> Any:
     """The JSON of an answer; StorageError when something other than aq-data gave it."""
     try:
-        return msgspec.json.decode(response.content)
+        return msgspec.json.decode(response.content, type=type)
     except msgspec.DecodeError as exc:
         raise StorageError(f"{response.request.url} was not answered by aq-data: {exc}") from exc
 

@@ -112,7 +112,8 @@ def _spans(text: str, words: tuple[str, ...]) -> tuple[list[tuple[int, int]], se
     spans: list[tuple[int, int]] = []
     shown: set[str] = set()
     for run in _RUN.finditer(text):
-        hit = {word for part in _folded(run[0]) for word in words if part.startswith(word)}
+        parts = [run[0].lower()] if run[0].isascii() else _folded(run[0])
+        hit = {word for part in parts for word in words if part.startswith(word)}
         if hit:
             spans.append((run.start(), min(run.end(), run.start() + 2 * MAX_WORD)))
             shown |= hit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -12,14 +13,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import xarray as xr
 
 import aq_data
 from aq_data.models.datafile import make_id
+from aq_data.models.snapshots import SNAPSHOT_BYTES
 
 KINDS = ("note", "small", "files", "small", "large", "small", "note", "small")
-"""Metadata only; 3 x 1001 numbers; a small array with files; 5 MB in several chunks."""
+"""Metadata only; 3 x 1001 numbers; a small array with files; 5 MB in several chunks. The notes have large instruments."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,9 @@ class Shipment:
             "tags": [self.kind],
             "metadata": {"number": self.number, "values": random.random(5).tolist()},
         }
+        if self.kind == "note":  # one of two snapshots, which are stored once
+            settings = {f"setting {i}": {"value": i / 7, "unit": "mV"} for i in range(600)}
+            saved["instruments"] = {"vna": {"number": self.number % 16 // 8, "settings": settings}}
         if self.kind in ("small", "files"):
             saved["dataset"] = {"iq": (("rep", "f"), random.random((3, 1001)), {"units": "V"}), "f": ("f", np.arange(1001))}
         if self.kind == "files":
@@ -62,6 +68,7 @@ class Shipment:
         sent = self.content()
         assert (file.id, file.state, file.name, file.tags) == (self.id, "complete", sent["name"], sent["tags"])
         assert file.metadata == sent["metadata"]
+        assert file.instruments == sent.get("instruments", {})
         arrays = sent.get("dataset", {})
         assert sorted(file) == sorted(arrays)
         for name, (dims, values, *_) in arrays.items():
@@ -98,6 +105,9 @@ def unexplained(data: Path, client: aq_data.Client) -> list[str]:
     for file in client.search(limit=None, include_deleted=True):
         document = file.to_json()
         group = Path(file.path)
+        instruments = msgspec.json.encode(document["instruments"])
+        if len(instruments) >= SNAPSHOT_BYTES:
+            known.add(root / "snapshots" / f"{hashlib.sha256(instruments).hexdigest()}.json")
         if file.state == "deleted":
             known |= set((root / file.id).glob("tombstone-*"))
             continue

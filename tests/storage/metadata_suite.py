@@ -194,6 +194,16 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=2),
     max_leaves=4,
 )
+SETTINGS = [
+    {"power": {"value": -30, "unit": "dBm"}, "note": "flux line"}, {"power": {"value": 20, "unit": "mK"}, "note": "x" * 120},
+    {"power": {"value": [1, 2], "unit": "V"}, "list": [{"a": 1}, {"b": 2}, 3]}, {"power": None, "list": [], "a.b": True},
+]  # fmt: skip
+instruments = st.dictionaries(
+    st.sampled_from(["vna", "résonator", "a.b"]),
+    st.sampled_from([{}, {"a": 1}, {"a": "q3"}, *({"settings": one, "model": "T1"} for one in SETTINGS)]),
+    max_size=2,
+)
+"""Of few values, so that several documents have the same."""
 instants = st.sampled_from([None, "2026-01-31T08:00:00.000000Z", "2026-02-01T00:00:00.000000Z"])
 documents = st.fixed_dictionaries(
     {"metadata": st.dictionaries(st.sampled_from(KEYS), values, max_size=3)},
@@ -203,14 +213,38 @@ documents = st.fixed_dictionaries(
         "tags": st.lists(st.sampled_from(["q1", "q2", "q3"]), max_size=2, unique=True),
         "starred": st.booleans(),
         "measured_at": instants,
+        "instruments": instruments,
         "state": st.sampled_from(["complete", "complete", "deleted"]),
     },
 )
 PATHS = ["a", "b", r"a\.b", "a.b", "a.a", r"c\\d", "metadata", "metadata.a", "name", "tags", "starred", "state", "absent",
-         "a.value", "b.value", "a.b.value", "comment"]  # fmt: skip
+         "a.value", "b.value", "a.b.value", "comment",
+         "instruments", "instruments.vna", "instruments.vna.a", "instruments.vna.model", "instruments.vna.settings.note",
+         "instruments.vna.settings.power.value", "instruments.vna.settings.list", "instruments.vna.settings.list.a",
+         r"instruments.a\.b.settings.a\.b"]  # fmt: skip
 PATTERNS = ["", "a", "^a", "^x+$", "x{99}$", "(?i)^A", "[é\uffff]", ".", r"\d", r"\s", r"[^\s]$", r"e\z", "^(a|b)?$", "^first.*last",
             "^(?s)first.*last", "line$", r"\bflux\b", r"\x61", "\x00", r"\p{Greek}|1", "[]a]", "flux$", "^xx*"]  # fmt: skip
-SEARCHED = ["flux", "Flux Q3", "t1 reson", "é", "ete", "strasse", "x", "a b", "1", "½", "å", "furlong", "q3 flux absent"]
+SEARCHED = [
+    "power",
+    "vna flux",
+    "model t1",
+    "vna power q3",
+    "resonator note",
+    "flux line t1",
+    "flux",
+    "Flux Q3",
+    "t1 reson",
+    "é",
+    "ete",
+    "strasse",
+    "x",
+    "a b",
+    "1",
+    "½",
+    "å",
+    "furlong",
+    "q3 flux absent",
+]
 operands = st.sampled_from([*NUMBERS, *(text for text in TEXTS if len(text) < 100), *DATES, {"$float": "NaN"}])
 plain_conditions = st.one_of(
     values,
@@ -261,8 +295,18 @@ some_conditions = st.one_of(
 clauses = st.builds(lambda path, condition: {path: condition}, st.sampled_from(PATHS), conditions) | st.builds(
     lambda op, instant: {"measured_at": {op: instant}}, st.sampled_from(["$eq", "$ne", "$gt", "$lte"]), instants.filter(bool)
 )
+of_instruments = st.builds(
+    lambda path, condition: {f"instruments.vna.{path}": condition},
+    st.sampled_from(["a", "model", "settings.note", "settings.power.value", "settings.list", "settings.list.a", "settings"]),
+    st.sampled_from(
+        [1, "q3", "T1", None, -30, [1, 2], [], {}, {"$gt": 1}, {"$lt": 2}, {"$gte": -30, "$lt": 20}, {"$ne": 1}, {"$exists": True},
+         {"$exists": False}, {"$regex": "x{110}"}, {"$regex": "^(T|f)"}, {"$lt": "25 mK"}, {"$in": [1, "T1", -30]}, {"$size": 3},
+         {"$elemMatch": {"a": 1}}, {"$elemMatch": {"$gte": 2}}, {"$elemMatch": {"b": {"$ne": 1}}}, {"$nin": [1, 2]},
+         {"$all": [1, 2]}, {"$not": {"$gte": 0}}, SETTINGS[3]]
+    ),
+)  # fmt: skip
 filters = st.recursive(
-    clauses | st.just({}) | st.builds(lambda text: {"$text": text}, st.sampled_from(SEARCHED)),
+    clauses | of_instruments | st.just({}) | st.builds(lambda text: {"$text": text}, st.sampled_from(SEARCHED)),
     lambda inner: st.one_of(
         st.builds(
             lambda op, listed: {op: listed},

@@ -98,6 +98,30 @@ def test_a_migrated_database_has_every_record_and_finds_it(old):
     assert migrate(path, dry_run=False).steps == ()
 
 
+def test_large_instruments_that_are_the_same_are_stored_once(tmp_path):
+    """Records of old versions share them after the migration, and are as they were."""
+    path = tmp_path / "metadata.sqlite"
+    settings = {f"s{i}": {"value": i / 7, "unit": "mV"} for i in range(1000)}
+    records = [record(name=f"n{i}", instruments={"vna": {"number": i % 2, "settings": settings}}) for i in range(6)]
+    records += [record(name="small", instruments={"vna": {"number": 1}})]
+    make_database(path, 2, records)
+    migrate(path, dry_run=False)
+
+    async def look():
+        store = SqliteStore(path)
+        try:
+            assert [one async for one in store.scan()] == records
+            assert await store.count(parse_filter({"instruments.vna.number": 1})) == 4
+            assert len(await store.snapshots()) == 2
+        finally:
+            await store.close()
+
+    asyncio.run(look())
+    connection = sqlite3.connect(path)
+    assert connection.execute("SELECT sum(length(document)) FROM datafiles").fetchone()[0] < 10_000
+    connection.close()
+
+
 def test_the_backup_is_the_way_back(old):
     """Moved back in place it is the old database, whole."""
     path, version, records = old

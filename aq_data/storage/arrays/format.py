@@ -22,6 +22,7 @@ from numcodecs.vlen import VLenUTF8
 from aq_data.errors import CorruptionError
 from aq_data.models.arrays import STRING, ArrayInfo, parse_dtype, stored_dtype
 from aq_data.models.datafile import DataFile
+from aq_data.models.snapshots import REFERENCE
 from aq_data.models.values import tag_of
 
 __all__ = ["chunk_key", "decode_chunk", "encode_chunk", "group_document", "pack", "text_from_wire", "unpack"]
@@ -32,10 +33,11 @@ _BLOSC = {"zstd": (b"zstd", 3), "lz4": (b"lz4", 5)}
 # --- zarr.json -----------------------------------------------------------------------------------------------------
 
 
-def group_document(document: DataFile, digest: str, *, is_view: bool = False) -> bytes:
+def group_document(document: DataFile, digest: str, *, snapshot: str = "", is_view: bool = False) -> bytes:
     """The group's `zarr.json`: the dataset's attributes, the metadata copy under `aq_data`, all arrays consolidated.
 
     That of an open sweep lists its arrays only in the server's view (`is_view`): in storage their chunks have other keys.
+    The copy of a document that was separated from its instruments refers to their `snapshot` (a hash) in their place.
     """
     attributes = plain_attributes(document.attrs, None)
     dims = {dim for array in document.arrays for dim in array.dims}
@@ -46,7 +48,8 @@ def group_document(document: DataFile, digest: str, *, is_view: bool = False) ->
     listed = " ".join(name for name in coordinates if not any(ch.isspace() for ch in name))
     if listed and "coordinates" not in attributes:
         attributes["coordinates"] = listed
-    copy = {"id": document.id, "revision": document.revision, "digest": digest, "document": document}
+    content = document if not snapshot else {**msgspec.structs.asdict(document), "instruments": {REFERENCE: snapshot}}
+    copy = {"id": document.id, "revision": document.revision, "digest": digest, "document": content}
     arrays = document.arrays if document.state != "open" or is_view else ()
     metadata = {array.name: array_document(array) for array in arrays}
     return msgspec.json.format(

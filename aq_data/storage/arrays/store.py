@@ -1,7 +1,7 @@
 """Arrays over any blob store: written as they arrive, read chunk by chunk.
 
 The layout of one attempt to save is `<id>/<attempt>/arrays.zarr/…` and `<id>/<attempt>/files/…`; a prefix of its own keeps
-the loser of a race away from the winner's bytes.
+the loser of a race away from the winner's bytes. Large instruments lie once in `snapshots/`, whoever refers to them.
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ from aq_data.errors import CorruptionError, NotFoundError
 from aq_data.models.arrays import ArrayInfo, NewArray, fill_of, parse_dtype
 from aq_data.models.datafile import DataFile
 from aq_data.models.selection import Selection
+from aq_data.models.snapshots import Snapshot, separated, snapshot_hash
 from aq_data.storage.arrays.blobs import BlobStore
 from aq_data.storage.arrays.chunking import ChunkPart, chunk_grid, chunk_parts, split_by_size
 from aq_data.storage.arrays.format import array_document, chunk_key, decode_chunk, group_document, is_string, unpack
 from aq_data.storage.arrays.manifest import FULL, NOTHING, PART, decode_mask, written_prefix
 from aq_data.storage.arrays.writing import TEXT_ITEM, ArrayWriter, plan_array
 
-__all__ = ["ArrayStore", "group_prefix", "orthogonal"]
+__all__ = ["SNAPSHOTS", "ArrayStore", "group_prefix", "orthogonal", "snapshot_key"]
+
+SNAPSHOTS = "snapshots"
+"""The only name beside the ids in the root of a store that is ours."""
 
 SLAB_BYTES = 32 << 20
 """Values per piece of a large read."""
@@ -44,6 +48,11 @@ def group_prefix(id: str, attempt: str) -> str:
     return f"{id}/{attempt}/arrays.zarr"
 
 
+def snapshot_key(hash: str) -> str:
+    """Key of a snapshot: one for all attempts whose metadata copies refer to it."""
+    return f"{SNAPSHOTS}/{hash}.json"
+
+
 class ArrayStore:
     """Reads and writes the arrays of attempts in one blob store. Arrays of a published attempt never change."""
 
@@ -58,20 +67,59 @@ class ArrayStore:
         """Begin one array of an attempt."""
         return ArrayWriter(self.blobs, group_prefix(id, attempt), plan_array(new), self._scratch)
 
-    async def publish_group(self, document: DataFile, attempt: str, digest: str, writers: list[ArrayWriter]) -> None:
-        """Store what the writers hold back, every `zarr.json`, and make the whole attempt durable."""
+    async def publish_group(
+        self, document: DataFile, attempt: str, digest: str, writers: list[ArrayWriter]
+    ) -> Snapshot | None:
+        """Store what the writers hold back, every `zarr.json`, and make the whole attempt durable.
+
+        The document's snapshot, when it has one, is stored before what refers to it, and returned: once the record is
+        published, `keep_snapshot` has to be called again, for until then a `gc` may take it.
+        """
+        separate, snapshot = await self._separated(document)
         prefix = group_prefix(document.id, attempt)
         items = [item for writer in writers for item in writer.pending]
         for array in document.arrays if document.state != "open" else ():
             encoded = msgspec.json.format(msgspec.json.encode(array_document(array)), indent=1)
             items.append((f"{prefix}/{array.name}/zarr.json", lambda encoded=encoded: encoded))  # type: ignore[misc]
-        items.append((f"{prefix}/zarr.json", lambda: group_document(document, digest)))
+        items.append((f"{prefix}/zarr.json", lambda: group_document(separate, digest, snapshot=_hash_of(snapshot))))
         await self.blobs.put_many(items)
         await self.blobs.settle(f"{document.id}/{attempt}")
+        return snapshot
 
     async def write_copy(self, document: DataFile, attempt: str, digest: str) -> None:
-        """Put the metadata copy of a changed document in place of the old one."""
-        await self.blobs.replace(f"{group_prefix(document.id, attempt)}/zarr.json", group_document(document, digest))
+        """Put the metadata copy of a changed document in place of the old one, after its snapshot when it has one."""
+        separate, snapshot = await self._separated(document)
+        content = group_document(separate, digest, snapshot=_hash_of(snapshot))
+        await self.blobs.replace(f"{group_prefix(document.id, attempt)}/zarr.json", content)
+
+    async def _separated(self, document: DataFile) -> tuple[DataFile, Snapshot | None]:
+        separate, snapshot = separated(document)
+        if snapshot is not None:
+            await self.keep_snapshot(snapshot)
+        return separate, snapshot
+
+    async def keep_snapshot(self, snapshot: Snapshot) -> None:
+        """Make sure that a snapshot lies in the store, durably; what lies there already stays."""
+        try:
+            await self.blobs.size(snapshot_key(snapshot.hash))
+        except NotFoundError:
+            await self.replace_snapshot(snapshot)
+
+    async def replace_snapshot(self, snapshot: Snapshot) -> None:
+        """Store a snapshot, durably, also over one that is damaged."""
+        await self.blobs.replace(snapshot_key(snapshot.hash), snapshot.content)
+        await self.blobs.settle(SNAPSHOTS)
+
+    async def snapshot(self, hash: str) -> Snapshot:
+        """A stored snapshot; CorruptionError naming it when it is missing or is not what its hash says."""
+        key = snapshot_key(hash)
+        try:
+            content = await self.blobs.get(key)
+        except NotFoundError as exc:
+            raise CorruptionError(f"the snapshot {key!r} of the instruments is missing") from exc
+        if snapshot_hash(content) != hash:
+            raise CorruptionError(f"the snapshot {key!r} of the instruments does not match its SHA-256")
+        return Snapshot(hash, content)
 
     async def read(self, id: str, attempt: str, array: ArrayInfo, selection: Selection) -> np.ndarray[Any, Any]:
         """The selected values, C-ordered, owned by the caller, of `selection.shape`. Reads only chunks that overlap.
@@ -169,6 +217,10 @@ class ArrayStore:
             self._streams -= 1
             if following is not None:
                 following.cancel()
+
+
+def _hash_of(snapshot: Snapshot | None) -> str:
+    return "" if snapshot is None else snapshot.hash
 
 
 def _place(

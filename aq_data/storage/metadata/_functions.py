@@ -14,6 +14,7 @@ import msgspec
 from aq_data.models.matching import Facts, matches
 from aq_data.models.patterns import found_in
 from aq_data.models.query import Element, Match
+from aq_data.models.snapshots import snapshot_document
 from aq_data.models.terms import TEXT_PREFIX, elements_at, texts_at
 
 __all__ = ["handing", "install"]
@@ -47,7 +48,8 @@ def handing(end: float) -> Iterator[Any]:
 def install(connection: sqlite3.Connection) -> None:
     """Make `aq_regex(number, text)`, `aq_text` and `aq_element(number, position, document)`, `aq_known(number, position)`.
 
-    The last is what the two before it answered of a document: the index leads to one as often as it has values there.
+    The last is what the two before it answered of a document: the index leads to one as often as it has values there, and to
+    a snapshot as often as there are documents that have it.
     """
     connection.create_function("aq_regex", 2, lambda number, text: _handed[number].judge(text))
     connection.create_function("aq_known", 2, lambda number, d: _handed[number].known.get(d))
@@ -73,7 +75,7 @@ class _Matcher:
 
     def judge_whole(self, d: int, document: bytes) -> bool:
         _check_time(self._end)
-        texts = texts_at(msgspec.json.decode(document), self._node.path)
+        texts = texts_at(_document(d, document), self._node.path)
         answer = self.known[d] = any(found_in(self._node.pattern, text) for text in texts)
         return answer
 
@@ -86,13 +88,17 @@ class _Elements:
         self.known: dict[int, bool] = {}
 
     def judge_whole(self, d: int, document: bytes) -> bool:
-        elements = elements_at(msgspec.json.decode(document), self._node.path)
+        elements = elements_at(_document(d, document), self._node.path)
         answer = self.known[d] = any(self._is_match(element) for element in elements)
         return answer
 
     def _is_match(self, element: Any) -> bool:
         _check_time(self._end)
         return matches(self._node.child, Facts.of_element(element))
+
+
+def _document(d: int, content: bytes) -> Any:
+    return snapshot_document(content) if d < 0 else msgspec.json.decode(content)
 
 
 def _check_time(end: float) -> None:

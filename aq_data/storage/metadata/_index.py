@@ -7,15 +7,17 @@ import sqlite3
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from aq_data.errors import AqDataError
 from aq_data.models.matching import Facts
+from aq_data.models.snapshots import snapshot_document
 from aq_data.models.terms import KIND_ORDER
+from aq_data.storage.metadata._schema import SNAPSHOT
 
-__all__ = ["TermIndex"]
+__all__ = ["Stored", "TermIndex"]
 
 log = logging.getLogger("aq_data")
 
@@ -35,12 +37,21 @@ KNOWN_WORDS = 100_000
 ENDLESS = 1 << 62
 """A disorder in which the order of saving says nothing."""
 
-_FACET_KINDS = {"number", "text", "bool", "date"}
+_NOT_UNDERSTOOD = (ArithmeticError, AqDataError, LookupError, TypeError, ValueError)
+_FACET_KINDS = {"number", "text", "bool", "date", "snapshot"}
+
+
+class Stored(NamedTuple):
+    """What a record's row says to the index: the document is without the instruments that are in its snapshot."""
+
+    is_deleted: bool
+    document: bytes
+    snapshot: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the index holds of one document: its words, and its rows without its position, perhaps with repeats."""
+    """What the index holds of one document, or snapshot: its words, its rows without its position, perhaps with repeats."""
 
     terms: Collection[tuple[int, Any]]
     facts: Collection[tuple[int, Any]]
@@ -56,6 +67,7 @@ class TermIndex:
     def __init__(self) -> None:
         self._path_ids: dict[tuple[str, str], int] = {}
         self._multi: set[str] = set()
+        self._shared: set[int] = set()
         self._facets: dict[int, set[Any] | None] = {}
         self._vocabulary: set[str] = set()
         self._data_version = 0
@@ -64,6 +76,7 @@ class TermIndex:
         """After a rollback: what it numbered is not there."""
         self._path_ids.clear()
         self._multi.clear()
+        self._shared.clear()
         self._facets.clear()
         self._vocabulary = set()
 
@@ -75,12 +88,14 @@ class TermIndex:
         through = self.through(connection)
         newest = connection.execute("SELECT max(seq) FROM datafiles").fetchone()[0] or 0
         limit = max(limit, LARGE_BACKLOG) if newest - through > 4 * LARGE_BACKLOG else limit
-        question = "SELECT seq, deleted, document FROM datafiles WHERE seq>? ORDER BY seq LIMIT ?"
+        question = "SELECT seq, deleted, document, snapshot FROM datafiles WHERE seq>? ORDER BY seq LIMIT ?"
         rows = connection.execute(question, (through, limit)).fetchall()
         if not rows:
             return through
         self._refresh(connection)
-        self._put(connection, [(seq, self._entry(connection, seq, deleted, document)) for seq, deleted, document in rows])
+        for snapshot in sorted({row[3] for row in rows if row[3] is not None}):
+            self._add_snapshot(connection, snapshot)
+        self._put(connection, [(seq, self._entry(connection, seq, Stored(*stored))) for seq, *stored in rows])
         connection.execute("UPDATE progress SET value=? WHERE name='indexed'", (rows[-1][0],))
         return int(rows[-1][0])
 
@@ -88,23 +103,22 @@ class TermIndex:
         """The position up to which all records are indexed."""
         return int(connection.execute("SELECT value FROM progress WHERE name='indexed'").fetchone()[0])
 
-    def replace(
-        self, connection: sqlite3.Connection, seq: int, before: tuple[bool, bytes], after: tuple[bool, bytes]
-    ) -> None:
-        """Change what is known of a record, (deleted, document) both; nothing to do when it is not indexed yet."""
+    def replace(self, connection: sqlite3.Connection, seq: int, before: Stored, after: Stored) -> None:
+        """Change what is known of a record; nothing to do when it is not indexed yet."""
         if seq > self.through(connection):
             return
         self._refresh(connection)
-        old, new = self._entry(connection, seq, *before), self._entry(connection, seq, *after)
+        if after.snapshot is not None:
+            self._add_snapshot(connection, after.snapshot)
+        old, new = self._entry(connection, seq, before), self._entry(connection, seq, after)
         if old.created_at != new.created_at:
             connection.execute("UPDATE progress SET value=? WHERE name='disorder'", (ENDLESS,))
         terms, facts = (set(old.terms), set(new.terms)), (set(old.facts), set(new.facts))
         connection.executemany("DELETE FROM terms WHERE p=? AND v=? AND d=?", [(p, v, seq) for p, v in terms[0] - terms[1]])
         connection.executemany("DELETE FROM facts WHERE d=? AND p=? AND v=?", [(seq, p, v) for p, v in facts[0] - facts[1]])
         moves = (old.words, old.is_deleted) != (new.words, new.is_deleted)
-        if moves and old.words:
-            table = _table_of_words(old)
-            connection.execute(f"INSERT INTO {table} ({table}, rowid, text) VALUES ('delete', ?, ?)", (seq, old.words))
+        if moves:
+            self._drop_words(connection, seq, old)
         words = new.words if moves else ""
         self._insert(connection, [(seq, Entry(terms[1] - terms[0], facts[1] - facts[0], (), words, new.is_deleted))])
         facets = (set(old.facets), set(new.facets))
@@ -114,6 +128,31 @@ class TermIndex:
         self._count_terms(connection, more)
         self._count_alive(connection, old.is_deleted - new.is_deleted)
 
+    def _add_snapshot(self, connection: sqlite3.Connection, snapshot: int) -> None:
+        """Index a snapshot unless it is. Nothing of it is counted: how many documents have it changes."""
+        if not self._has_snapshot(connection, snapshot):
+            content = connection.execute("SELECT content FROM snapshots WHERE snapshot=?", (snapshot,)).fetchone()[0]
+            self._insert(connection, [(-snapshot, self._entry_of_snapshot(connection, snapshot, content))])
+
+    def remove_snapshot(self, connection: sqlite3.Connection, snapshot: int, content: bytes) -> None:
+        """Forget a snapshot that no record refers to any more."""
+        if self._has_snapshot(connection, snapshot):
+            entry = self._entry_of_snapshot(connection, snapshot, content)
+            terms = [(p, v, -snapshot) for p, v in set(entry.terms)]
+            connection.executemany("DELETE FROM terms WHERE p=? AND v=? AND d=?", terms)
+            connection.execute("DELETE FROM facts WHERE d=?", (-snapshot,))
+            self._drop_words(connection, -snapshot, entry)
+
+    def _has_snapshot(self, connection: sqlite3.Connection, snapshot: int) -> bool:
+        return connection.execute("SELECT 1 FROM facts WHERE d=? LIMIT 1", (-snapshot,)).fetchone() is not None
+
+    def _drop_words(self, connection: sqlite3.Connection, position: int, entry: Entry) -> None:
+        if entry.words:
+            table = _table_of_words(entry)
+            connection.execute(
+                f"INSERT INTO {table} ({table}, rowid, text) VALUES ('delete', ?, ?)", (position, entry.words)
+            )
+
     def _refresh(self, connection: sqlite3.Connection) -> None:
         """Forget what another process may have changed."""
         version = connection.execute("PRAGMA data_version").fetchone()[0]
@@ -121,14 +160,39 @@ class TermIndex:
             self._data_version = version
             self._facets.clear()
 
-    def _entry(self, connection: sqlite3.Connection, seq: int, is_deleted: bool, document: bytes) -> Entry:
+    def _entry(self, connection: sqlite3.Connection, seq: int, stored: Stored) -> Entry:
         """Of a document that cannot be understood nothing, loudly: one must not stop every search."""
+        is_deleted = bool(stored.is_deleted)
         try:
-            facts = Facts(msgspec.json.decode(document))
-            found, words = facts.terms, " ".join(facts.words)
-        except (ArithmeticError, AqDataError, LookupError, TypeError, ValueError) as exc:
+            document = msgspec.json.decode(stored.document)
+            extra: list[tuple[str, str, Any]] = []
+            if stored.snapshot is not None:
+                del document["instruments"]
+                extra.append((*SNAPSHOT, stored.snapshot))
+            facts = Facts(document)
+            found, words = [*facts.terms, *extra], " ".join(facts.words)
+        except _NOT_UNDERSTOOD as exc:
             log.error("a document cannot be indexed and will not be found", exc_info=exc, extra={"fields": {"seq": seq}})
-            return Entry((), (), (), "", bool(is_deleted))
+            return Entry((), (), (), "", is_deleted)
+        return self._entry_of(connection, found, words, is_deleted)
+
+    def _entry_of_snapshot(self, connection: sqlite3.Connection, snapshot: int, content: bytes) -> Entry:
+        try:
+            facts = Facts(snapshot_document(content))
+            found, words = facts.terms, " ".join(facts.words)
+        except _NOT_UNDERSTOOD as exc:
+            fields = {"snapshot": snapshot}
+            log.error("a snapshot cannot be indexed and will not be found", exc_info=exc, extra={"fields": fields})
+            return Entry((), (), (), "", False)
+        entry = self._entry_of(connection, found, words, False)
+        fresh = {p for p, _ in entry.terms} - self._shared
+        connection.executemany("UPDATE paths SET shared=1 WHERE p=? AND NOT shared", [(p,) for p in fresh])
+        self._shared |= fresh
+        return entry
+
+    def _entry_of(
+        self, connection: sqlite3.Connection, found: Iterable[tuple[str, str, Any]], words: str, is_deleted: bool
+    ) -> Entry:
         rows: list[tuple[int, Any]] = []
         facts_rows: list[tuple[int, Any]] = []
         facets: list[tuple[int, Any]] = []
@@ -148,7 +212,7 @@ class TermIndex:
                 created_at = int(value)
         if len(set(ordered)) < len(ordered):
             self._note_multi(connection, Counter(ordered))
-        return Entry(rows, facts_rows, () if is_deleted else facets, words, bool(is_deleted), created_at)
+        return Entry(rows, facts_rows, () if is_deleted else facets, words, is_deleted, created_at)
 
     def _path_id(self, connection: sqlite3.Connection, path: str, kind: str) -> int:
         inherited = "(SELECT coalesce(max(multi), 0) FROM paths WHERE path=?)"

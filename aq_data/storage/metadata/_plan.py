@@ -16,8 +16,10 @@ import msgspec
 from aq_data.models.matching import outside
 from aq_data.models.paths import SortKey
 from aq_data.models.query import All, AnyOf, Compare, Element, Exists, Match, Node, Not, check_dimension, nodes_of
+from aq_data.models.snapshots import joined_json
 from aq_data.models.terms import KIND_ORDER
-from aq_data.storage.metadata._sql import Catalog, Compiler, Path, Range, Statement
+from aq_data.storage.metadata._catalog import Catalog, Path
+from aq_data.storage.metadata._sql import Compiler, Range, Statement
 from aq_data.storage.metadata.cursors import Cursor
 from aq_data.storage.metadata.store import Page
 
@@ -46,7 +48,11 @@ class Question:
     """One question in one snapshot. `hand` is that of `_functions.handing`."""
 
     def __init__(
-        self, connection: sqlite3.Connection, node: Node, hand: Callable[[object], int], include_deleted: bool = False
+        self,
+        connection: sqlite3.Connection,
+        node: Node,
+        hand: Callable[[Match | Element], int],
+        include_deleted: bool = False,
     ) -> None:
         self._connection = connection
         self._catalog = Catalog(connection)
@@ -83,13 +89,19 @@ class Question:
         kinds = {one.p: one.kind for one in wanted}
         numbers = ",".join(map(str, kinds))
         found = self._set()
-        if self._node != All(()):
-            sql = f"SELECT s.p, s.v, count(*) AS n FROM ({found.sql}) c JOIN facts s ON s.d=c.d AND s.p IN ({numbers})"
+        snapshot = self._catalog.snapshot if any(one.shared for one in wanted) else None
+        if self._node != All(()) or (snapshot is not None and snapshot.many):
+            home = self._compiler.home("c.d", wanted)
+            sql = f"SELECT s.p, s.v, count(*) AS n FROM ({found.sql}) c JOIN facts s ON s.d={home} AND s.p IN ({numbers})"
             statement = Statement(f"{sql} GROUP BY s.p, s.v", found.parameters)
-        elif any(one.many for one in wanted):
-            statement = Statement(f"SELECT p, v, count(*) AS n FROM terms WHERE p IN ({numbers}) GROUP BY p, v")
         else:
-            statement = Statement(f"SELECT p, v, n FROM facets WHERE p IN ({numbers})")
+            own = f"SELECT p, v, n FROM facets WHERE p IN ({numbers})"
+            if any(one.many for one in wanted):
+                own = f"SELECT p, v, count(*) AS n FROM terms WHERE p IN ({numbers}) AND d>0 GROUP BY p, v"
+            if snapshot is not None:
+                counted = f"SELECT t.p, t.v, f.n {_counted(snapshot)} AND t.p IN ({numbers})"
+                own = f"SELECT p, v, sum(n) AS n FROM ({own} UNION ALL {counted}) GROUP BY p, v"
+            statement = Statement(own)
         order = " ".join(f"WHEN {one.p} THEN '{one.kind}'" for one in wanted)
         ordered = f"{statement.sql} ORDER BY n DESC, CASE p {order} END, v LIMIT {int(limit)}"
         rows = self._fetch(Statement(ordered, statement.parameters))
@@ -145,7 +157,14 @@ class Question:
         if path.many or path.kind not in ("number", "text", "bool", "date"):
             return None
         rows = self._fetch(Statement("SELECT n FROM facets WHERE p=? AND v=?", (path.p, value)))
-        return int(rows[0][0]) if rows else 0
+        own = int(rows[0][0]) if rows else 0
+        snapshot = self._catalog.snapshot if path.shared else None
+        if snapshot is None:
+            return own
+        if snapshot.many:
+            return None
+        shared = Statement(f"SELECT f.n {_counted(snapshot)} AND t.p=? AND t.v=?", (path.p, value))
+        return own + sum(int(row[0]) for row in self._fetch(shared))
 
     def _size(self, node: Plain) -> int:
         """About how many documents the index of this node gives; counted up to CAP."""
@@ -163,7 +182,7 @@ class Question:
             known = self._known_count(node)
             if known is not None:
                 return known
-        if isinstance(node, Exists):
+        if isinstance(node, Exists) and not any(path.shared for path in self._catalog.paths(node.path)):
             return sum(path.n for path in self._catalog.paths(node.path))
         if isinstance(node, Match):
             node = Compare(node.path, "gte", "text", node.pattern.prefix)  # every such text has to be looked at
@@ -229,7 +248,8 @@ class Question:
             saved = self._by_saving(sort, limit, start)
             if saved is not None:
                 return saved
-        if not self._include_deleted and total > SORTED:
+        is_shared = any(path.shared for path in self._compiler.sortable(sort.path))
+        if not self._include_deleted and total > SORTED and not is_shared:
             steps = limit * self._alive() / total
             if total >= EXACT_TOTAL or steps < FAR * total:
                 walked = self._walk(sort, limit, start)
@@ -244,7 +264,8 @@ class Question:
         paths = self._compiler.sortable(sort.path)
         ranks = " ".join(f"WHEN {path.p} THEN {KIND_ORDER[path.kind]}" for path in paths) or "WHEN 0 THEN 0"
         rank = f"CASE s.p {ranks} END"
-        of_document = f"FROM facts s WHERE s.d=c.d AND s.p IN ({','.join(str(path.p) for path in paths) or '0'})"
+        numbers = ",".join(str(path.p) for path in paths) or "0"
+        of_document = f"FROM facts s WHERE s.d={self._compiler.home('c.d', paths)} AND s.p IN ({numbers})"
         if len(paths) == 1:
             best, rank = f"{of_document} ORDER BY s.v {order} LIMIT 1", str(KIND_ORDER[paths[0].kind])
         else:
@@ -385,5 +406,14 @@ class Question:
         if not seqs:
             return []
         marks = ",".join(map(str, seqs))
-        rows = dict(self._fetch(Statement(f"SELECT seq, document FROM datafiles WHERE seq IN ({marks})")))
-        return [msgspec.Raw(rows[seq]) for seq in seqs]
+        rows = self._fetch(Statement(f"SELECT seq, document, snapshot FROM datafiles WHERE seq IN ({marks})"))
+        snapshots = ",".join({str(snapshot) for _, _, snapshot in rows if snapshot is not None})
+        contents = self._fetch(Statement(f"SELECT snapshot, content FROM snapshots WHERE snapshot IN ({snapshots})"))
+        content_of = dict(contents)
+        documents = {seq: joined_json(document, content_of.get(snapshot)) for seq, document, snapshot in rows}
+        return [documents[seq] for seq in seqs]
+
+
+def _counted(snapshot: Path) -> str:
+    """Over `t`, terms of snapshots: how many documents have each, `f.n`; only while those are counted one by one."""
+    return f"FROM terms t CROSS JOIN facets f WHERE t.d<0 AND f.p={snapshot.p} AND f.v=-t.d"

@@ -4,6 +4,10 @@
 that a comparison never meets a value of another kind; `d` is the document's position in order of saving. Of a deleted
 document the terms stand under -p: counting and walking a positive p meets only documents that are alive. `facts(d, p, v)` is
 the same the other way round: what a given document has, with 0 in place of digests.
+
+Large instruments are a row of `snapshots` to which any number of documents refer (models.snapshots). Terms, facts and words
+of a snapshot stand there once, under d = -snapshot. A document that has one has none of these itself, but a term of the path
+`SNAPSHOT` with the snapshot's number.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ __all__ = [
     "PRAGMAS",
     "SCHEMA",
     "SCHEMA_VERSION",
+    "SNAPSHOT",
     "SWEEP",
     "UNFINISHED",
     "UNFOLDED_BYTES",
@@ -28,7 +33,10 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 3
-"""1: records and terms. 2: sweeps. 3: facts, words and facets beside the terms, pids, changes."""
+"""1: records and terms. 2: sweeps. 3: facts, words and facets beside the terms, pids, changes, snapshots."""
+
+SNAPSHOT = ("", "snapshot")
+"""Path and kind of the term that says which snapshot a document has; no filter leads there."""
 
 PRAGMAS = (
     "PRAGMA busy_timeout=10000",
@@ -49,6 +57,7 @@ RECORDS = (
     "CREATE TABLE IF NOT EXISTS progress (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",
     "INSERT OR IGNORE INTO progress VALUES ('indexed', 0), ('alive', 0), ('newest', 0), ('disorder', 0)",
     f"INSERT OR IGNORE INTO progress VALUES ('format', {FORMAT})",
+    "CREATE TABLE IF NOT EXISTS snapshots (snapshot INTEGER PRIMARY KEY, hash TEXT NOT NULL UNIQUE, content BLOB NOT NULL)",
     """CREATE TABLE IF NOT EXISTS datafiles (
         seq INTEGER PRIMARY KEY,
         id TEXT NOT NULL UNIQUE,
@@ -57,9 +66,11 @@ RECORDS = (
         attempt TEXT NOT NULL,
         digest TEXT NOT NULL,
         pid TEXT,
+        snapshot INTEGER REFERENCES snapshots,
         document BLOB NOT NULL)""",
     "CREATE INDEX IF NOT EXISTS alive ON datafiles (deleted)",
     "CREATE UNIQUE INDEX IF NOT EXISTS pids ON datafiles (pid) WHERE pid IS NOT NULL AND deleted=0",
+    "CREATE INDEX IF NOT EXISTS having_snapshots ON datafiles (snapshot) WHERE snapshot IS NOT NULL",
     # `datafile`: the position of the record that was changed to `revision`.
     """CREATE TABLE IF NOT EXISTS changes (
         datafile INTEGER NOT NULL,
@@ -74,13 +85,14 @@ _WORDS = "(text, content='', detail=none, columnsize=0, tokenize='ascii')"
 INDEX = (
     # `multi`: some document has several values at the path, so that sorting has to choose among them.
     # `many`: it has too many distinct values for `facets` to count each. `n`: terms there of documents that are alive, which
-    # is how many documents unless `multi`.
+    # is how many documents unless `multi`. `shared`: some snapshot has a term there, which neither `n` nor `facets` count.
     """CREATE TABLE IF NOT EXISTS paths (
         p INTEGER PRIMARY KEY,
         path TEXT NOT NULL,
         kind TEXT NOT NULL,
         multi INTEGER NOT NULL DEFAULT 0,
         many INTEGER NOT NULL DEFAULT 0,
+        shared INTEGER NOT NULL DEFAULT 0,
         n INTEGER NOT NULL DEFAULT 0,
         UNIQUE (path, kind))""",
     "CREATE TABLE IF NOT EXISTS terms (p INTEGER, v NOT NULL, d INTEGER, PRIMARY KEY (p, v, d)) WITHOUT ROWID",

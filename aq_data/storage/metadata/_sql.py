@@ -5,7 +5,6 @@ Tables are described in `_schema`. A set is `SELECT d …`, a test an expression
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +12,9 @@ from typing import Any
 from aq_data.models.matching import outside
 from aq_data.models.query import All, AnyOf, Compare, Element, Exists, Match, Node, Not, Words
 from aq_data.models.terms import KIND_ORDER, TEXT_PREFIX
+from aq_data.storage.metadata._catalog import Catalog, Path, beyond
 
-__all__ = ["NOTHING", "Catalog", "Compiler", "Path", "Range", "Statement", "joined"]
-
-MANY_WORDS = 50
-"""Words that begin alike are asked for one by one up to here."""
+__all__ = ["NOTHING", "Compiler", "Range", "Statement", "joined"]
 
 _OPERATORS = {"eq": "=", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 
@@ -43,41 +40,6 @@ def joined(word: str, parts: list[Statement], empty: Statement) -> Statement:
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
-    """A row of `paths`."""
-
-    p: int
-    kind: str
-    multi: bool
-    many: bool
-    n: int
-
-
-class Catalog:
-    """The numbers of paths, as of the snapshot a connection reads."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-        self._known: dict[str, list[Path]] = {}
-
-    def paths(self, path: str) -> list[Path]:
-        """Every kind of value that stands at a path."""
-        if path not in self._known:
-            rows = self._connection.execute("SELECT p, kind, multi, many, n FROM paths WHERE path=?", (path,)).fetchall()
-            self._known[path] = [Path(p, kind, bool(multi), bool(many), n) for p, kind, multi, many, n in rows]
-        return self._known[path]
-
-    def words(self, beginning: str, limit: int) -> list[str]:
-        """Words that were ever in some document and begin so."""
-        question = "SELECT word FROM vocabulary WHERE word>=? AND word<? LIMIT ?"
-        return [row[0] for row in self._connection.execute(question, (beginning, _beyond(beginning), limit))]
-
-    def path(self, path: str, kind: str) -> Path | None:
-        """That of one kind; None when no document has any."""
-        return next((one for one in self.paths(path) if one.kind == kind), None)
-
-
-@dataclass(frozen=True, slots=True)
 class Range:
     """Comparisons of one path and kind that all hold of one value; only where no document has several there."""
 
@@ -97,13 +59,38 @@ class Group:
 
 
 class Compiler:
-    """Compiles nodes for one question. `hand` keeps a Python object for the functions of `_functions` and numbers it."""
+    """Compiles nodes for one question. `hand` keeps a node for the functions of `_functions` and numbers it.
 
-    def __init__(self, catalog: Catalog, hand: Callable[[object], int], include_deleted: bool) -> None:
+    At a path that is shared, a document's facts stand under its own position or, when it has a snapshot, under that of the
+    snapshot, never under both: a test looks in its `home`, and a set is that of documents and that of what has snapshots.
+    """
+
+    def __init__(self, catalog: Catalog, hand: Callable[[Match | Element], int], include_deleted: bool) -> None:
         self._catalog, self._hand, self._include_deleted = catalog, hand, include_deleted
+        self._which = catalog.snapshot.p if catalog.snapshot is not None else 0
 
     def _p(self, p: int) -> str:
         return f"IN ({p}, {-p})" if self._include_deleted else f"={p}"
+
+    def home(self, d: str, paths: Sequence[Path]) -> str:
+        """The position under which the facts of the document at `d` stand at these paths."""
+        if not any(path.shared for path in paths):
+            return d
+        return f"coalesce((SELECT -v FROM facts WHERE d={d} AND p={self._which}), {d})"
+
+    def _spread(self, paths: Sequence[Path], within: Statement) -> Statement:
+        """`SELECT d` of what has a term `t` at one of the paths that is `within`."""
+        numbers = [str(p) for path in paths for p in self._signed(path.p)]
+        own = f"SELECT t.d AS d FROM terms t WHERE t.p IN ({','.join(numbers)})"
+        shared = [str(path.p) for path in paths if path.shared]
+        if not shared:
+            return Statement(f"{own} AND {within.sql}", within.parameters)
+        of_snapshots = (
+            f"SELECT h.d AS d FROM terms t CROSS JOIN terms h WHERE t.p IN ({','.join(shared)}) AND t.d<0 "
+            f"AND h.p {self._p(self._which)} AND h.v=-t.d"
+        )
+        sql = f"{own} AND t.d>0 AND {within.sql} UNION ALL {of_snapshots} AND {within.sql}"
+        return Statement(sql, within.parameters * 2)
 
     # --- tests of one document -----------------------------------------------------------------------------------------
 
@@ -121,22 +108,21 @@ class Compiler:
         if isinstance(node, (Compare, Range)):
             return self._test_compare(node, d)
         if isinstance(node, Exists):
-            numbers = ",".join(str(path.p) for path in self._catalog.paths(node.path))
-            return Statement(f"EXISTS (SELECT 1 FROM facts WHERE d={d} AND p IN ({numbers}))") if numbers else NOTHING
+            paths = self._catalog.paths(node.path)
+            numbers, home = ",".join(str(path.p) for path in paths), self.home(d, paths)
+            return Statement(f"EXISTS (SELECT 1 FROM facts WHERE d={home} AND p IN ({numbers}))") if numbers else NOTHING
         if isinstance(node, Match):
             path = self._catalog.path(node.path, "text")
             if path is None:
                 return NOTHING
-            found = self._found(node)
+            found, home = self._found(node, path), self.home(d, [path])
             return Statement(
-                f"EXISTS (SELECT 1 FROM facts t WHERE t.d={d} AND t.p={path.p} AND {found.sql})", found.parameters
+                f"EXISTS (SELECT 1 FROM facts t WHERE t.d={home} AND t.p={path.p} AND {found.sql})", found.parameters
             )
         if isinstance(node, Words):
-            # Not by EXISTS: FTS5 takes longer to look at one document than to list a thousand.
-            listed = self._documents_of_words(node)
-            return Statement(f"{d} IN ({listed.sql})", listed.parameters)
-        inner = self.test(outside(node.child, node.path), d)
-        exact = self._judged("aq_element", self._hand(node), d)
+            return self._test_words(node, d)
+        inner, paths = self.test(outside(node.child, node.path), d), self._catalog.paths(node.path)
+        exact = self._judged("aq_element", self._hand(node), self.home(d, paths), paths)
         return joined("AND", [inner, exact], EVERYTHING)
 
     def _test_compare(self, node: Compare | Range, d: str) -> Statement:
@@ -145,8 +131,30 @@ class Compiler:
         if path is None:
             return NOTHING
         table = f"terms WHERE p {self._p(path.p)}" if path.kind == "whole" else f"facts WHERE p={path.p}"
-        within = _within(bounds)
-        return Statement(f"EXISTS (SELECT 1 FROM {table} AND d={d} AND {within.sql})", within.parameters)
+        within, home = _within(bounds, "v"), self.home(d, [path])
+        return Statement(f"EXISTS (SELECT 1 FROM {table} AND d={home} AND {within.sql})", within.parameters)
+
+    def _test_words(self, node: Words, d: str) -> Statement:
+        """One word may stand in a document and the next in its snapshot."""
+        together, apart = self._parted(node)
+        tests = [self._test_listed(together, d)] if together else []
+        tests += [joined("OR", [self._test_snapshot(word, d), self._test_listed((word,), d)], NOTHING) for word in apart]
+        return joined("AND", tests, EVERYTHING)
+
+    def _test_listed(self, words: tuple[str, ...], d: str) -> Statement:
+        """Not by EXISTS: FTS5 takes longer to look at one document than to list a thousand."""
+        listed = self._listed(words)
+        return Statement(f"{d} IN ({listed.sql})", listed.parameters)
+
+    def _test_snapshot(self, word: str, d: str) -> Statement:
+        found = "SELECT -rowid FROM words WHERE words MATCH ? AND rowid<0"
+        snapshot = f"(SELECT v FROM facts WHERE d={d} AND p={self._which})"
+        return Statement(f"coalesce({snapshot} IN ({found}), 0)", (self._catalog.matching((word,)),))
+
+    def _parted(self, node: Words) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Those that are looked for together, for no snapshot has them, and those each apart."""
+        apart = tuple(word for word in node.words if self._catalog.is_in_snapshots(word))
+        return tuple(word for word in node.words if word not in apart), apart
 
     def grouped(self, node: AnyOf) -> tuple[list[Group], list[Node]]:
         """Equalities of one path and kind together, which keeps long `$in` lists within SQLite's depth; and the rest."""
@@ -162,27 +170,30 @@ class Compiler:
 
     def _test_group(self, group: Group, d: str) -> Statement:
         table = f"terms WHERE p {self._p(group.path.p)}" if group.path.kind == "whole" else f"facts WHERE p={group.path.p}"
-        return Statement(f"EXISTS (SELECT 1 FROM {table} AND d={d} AND v IN ({group.marks}))", group.values)
+        home = self.home(d, [group.path])
+        return Statement(f"EXISTS (SELECT 1 FROM {table} AND d={home} AND v IN ({group.marks}))", group.values)
 
     def documents_of_group(self, group: Group) -> Statement:
         """`SELECT d` of what equals one of several values; perhaps with repeats."""
-        return Statement(f"SELECT d FROM terms WHERE p {self._p(group.path.p)} AND v IN ({group.marks})", group.values)
+        return self._spread([group.path], Statement(f"t.v IN ({group.marks})", group.values))
 
-    def _found(self, node: Match) -> Statement:
+    def _found(self, node: Match, path: Path) -> Statement:
         """Over `t`, a row of texts: whether the pattern is found. Long texts are cut in the index and read whole."""
         bounds: list[Statement] = []
         prefix = node.pattern.prefix[:TEXT_PREFIX]
         if prefix:
-            bounds.append(Statement("t.v>=? AND t.v<?", (prefix, _beyond(prefix))))
+            bounds.append(Statement("t.v>=? AND t.v<?", (prefix, beyond(prefix))))
         number = self._hand(node)
-        whole = self._judged("aq_text", number, "t.d")
+        whole = self._judged("aq_text", number, "t.d", [path])
         sql = f"CASE aq_regex(?, t.v) WHEN 2 THEN {whole.sql} ELSE aq_regex(?, t.v) END"
         bounds.append(Statement(sql, (number, *whole.parameters, number)))
         return joined("AND", bounds, EVERYTHING)
 
-    def _judged(self, function: str, number: int, d: str) -> Statement:
-        """What a function of `_functions` says of a whole document, asked once."""
+    def _judged(self, function: str, number: int, d: str, paths: Sequence[Path]) -> Statement:
+        """What a function of `_functions` says of a whole document, or snapshot, asked once."""
         document = f"(SELECT document FROM datafiles WHERE seq={d})"
+        if any(path.shared for path in paths):
+            document = f"CASE WHEN {d}>0 THEN {document} ELSE (SELECT content FROM snapshots WHERE snapshot=-{d}) END"
         return Statement(f"coalesce(aq_known(?, {d}), {function}(?, {d}, {document}))", (number, number))
 
     # --- sets of documents -----------------------------------------------------------------------------------------------
@@ -194,17 +205,15 @@ class Compiler:
             path = self._catalog.path(bounds[0].path, bounds[0].kind)
             if path is None:
                 return _EMPTY
-            within = _within(bounds)
-            return Statement(f"SELECT d FROM terms WHERE p {self._p(path.p)} AND {within.sql}", within.parameters)
+            return self._spread([path], _within(bounds, "t.v"))
         if isinstance(node, Exists):
-            numbers = [str(p) for path in self._catalog.paths(node.path) for p in self._signed(path.p)]
-            return Statement(f"SELECT d FROM terms WHERE p IN ({','.join(numbers)})") if numbers else _EMPTY
+            paths = self._catalog.paths(node.path)
+            return self._spread(paths, EVERYTHING) if paths else _EMPTY
         if isinstance(node, Match):
             path = self._catalog.path(node.path, "text")
             if path is None:
                 return _EMPTY
-            found = self._found(node)
-            return Statement(f"SELECT t.d FROM terms t WHERE t.p {self._p(path.p)} AND {found.sql}", found.parameters)
+            return self._spread([path], self._found(node, path))
         if isinstance(node, Words):
             return self._documents_of_words(node)
         if isinstance(node, Element):
@@ -223,18 +232,33 @@ class Compiler:
         return None
 
     def _documents_of_words(self, node: Words) -> Statement:
-        tables = ("words", "buried_words") if self._include_deleted else ("words",)
-        each = " UNION ALL ".join(f"SELECT rowid AS d FROM {table} WHERE {table} MATCH ?" for table in tables)
-        return Statement(each, (self._words(node),) * len(tables))
+        together, apart = self._parted(node)
+        if together:
+            documents = self._listed(together)
+        else:
+            documents, apart = self._documents_of_word(apart[0]), apart[1:]
+        return self.those(documents, [Words(apart)]) if apart else documents
 
-    def _words(self, node: Words) -> str:
-        """The question to FTS5: for each beginning the words that begin so, if they are few."""
-        parts = []
-        for word in node.words:
-            known = self._catalog.words(word, MANY_WORDS + 1)
-            few = known or [word]
-            parts.append(f'"{word}"*' if len(known) > MANY_WORDS else "(" + " OR ".join(f'"{one}"' for one in few) + ")")
-        return " AND ".join(parts)
+    def _documents_of_word(self, word: str) -> Statement:
+        """Those whose snapshot has the word, and those that have it themselves and not in their snapshot."""
+        sql = (
+            "SELECT h.d AS d FROM words CROSS JOIN terms h WHERE words MATCH ? AND words.rowid<0 "
+            f"AND h.p {self._p(self._which)} AND h.v=-words.rowid"
+        )
+        for table in self._tables_of_words:
+            has_not = f"NOT {self._test_snapshot(word, f'{table}.rowid').sql}"
+            sql += f" UNION ALL SELECT rowid AS d FROM {table} WHERE {table} MATCH ? AND rowid>0 AND {has_not}"
+        return Statement(sql, (self._catalog.matching((word,)),) * (1 + 2 * len(self._tables_of_words)))
+
+    def _listed(self, words: tuple[str, ...]) -> Statement:
+        """Documents that have all words themselves."""
+        tables = self._tables_of_words
+        each = " UNION ALL ".join(f"SELECT rowid AS d FROM {table} WHERE {table} MATCH ? AND rowid>0" for table in tables)
+        return Statement(each, (self._catalog.matching(words),) * len(tables))
+
+    @property
+    def _tables_of_words(self) -> tuple[str, ...]:
+        return ("words", "buried_words") if self._include_deleted else ("words",)
 
     def _signed(self, p: int) -> tuple[int, ...]:
         return (p, -p) if self._include_deleted else (p,)
@@ -261,12 +285,14 @@ class Compiler:
             path = self._catalog.path(node.path, node.kind)
             if path is None:
                 return _EMPTY
+            if path.shared:
+                return None
             sql = f"SELECT d FROM terms WHERE p={path.p} AND v=?{bound.sql} ORDER BY d {order}"
             return Statement(sql, (node.value, *bound.parameters))
-        if isinstance(node, Words):
+        if isinstance(node, Words) and not self._parted(node)[1]:
             within = bound.sql.replace(" d ", " rowid ")
             sql = f"SELECT rowid AS d FROM words WHERE words MATCH ?{within} ORDER BY rowid {order}"
-            return Statement(sql, (self._words(node), *bound.parameters))
+            return Statement(sql, (self._catalog.matching(node.words), *bound.parameters))
         return None
 
     # --- sorting ---------------------------------------------------------------------------------------------------------
@@ -280,9 +306,9 @@ class Compiler:
 _EMPTY = Statement("SELECT 0 AS d WHERE 0")
 
 
-def _within(bounds: tuple[Compare, ...]) -> Statement:
-    """Over `v`: that it keeps all bounds."""
-    sql = " AND ".join(f"v{_OPERATORS[bound.op]}?" for bound in bounds)
+def _within(bounds: tuple[Compare, ...], v: str) -> Statement:
+    """That the value `v` (an SQL expression) keeps all bounds."""
+    sql = " AND ".join(f"{v}{_OPERATORS[bound.op]}?" for bound in bounds)
     return Statement(sql, tuple(bound.value for bound in bounds))
 
 
@@ -291,11 +317,3 @@ def _union(parts: list[Statement]) -> Statement:
         return parts[0]
     sql = " UNION ".join(f"SELECT d FROM ({part.sql})" for part in parts) if parts else _EMPTY.sql
     return Statement(sql, tuple(value for part in parts for value in part.parameters))
-
-
-def _beyond(prefix: str) -> str:
-    """The least text greater than everything that begins with `prefix`."""
-    while prefix and prefix[-1] == "\U0010ffff":
-        prefix = prefix[:-1]
-    following = ord(prefix[-1]) + 1 if prefix else 0x10FFFF
-    return prefix[:-1] + chr(0xE000 if following == 0xD800 else following)  # surrogates are no characters

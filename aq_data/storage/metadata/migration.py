@@ -1,7 +1,7 @@
 """Bringing a database of an older version up to this one: with a backup, in one transaction, or not at all.
 
     1 -> 2   the tables of sweeps
-    2 -> 3   the index anew (terms, facts, facets, words), pids, the history of changes
+    2 -> 3   the index anew (terms, facts, facets, words), pids, the history of changes, large instruments once
 
 Documents carry the version of their own form (`format`); so far there is one.
 """
@@ -16,11 +16,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
+
 from aq_data.errors import ConfigError, ConflictError
+from aq_data.models.datafile import DataFile
+from aq_data.models.snapshots import SNAPSHOT_BYTES
 from aq_data.storage.metadata._connection import border
 from aq_data.storage.metadata._functions import install
 from aq_data.storage.metadata._index import BACKLOG, TermIndex
 from aq_data.storage.metadata._schema import SCHEMA, SCHEMA_VERSION
+from aq_data.storage.metadata._snapshots import put_apart
 
 __all__ = ["Migration", "migrate"]
 
@@ -87,7 +92,11 @@ def _steps(version: int) -> tuple[str, ...]:
     if version < 2:
         steps.append("add the tables of sweeps")
     if version < SCHEMA_VERSION:
-        steps += ["add pids, each of one DataFile, and the history of changes", "index every document anew"]
+        steps += [
+            "add pids, each of one DataFile, and the history of changes",
+            "store large instruments that are the same once",
+        ]
+        steps += ["index every document anew"]
     return tuple(steps)
 
 
@@ -123,8 +132,19 @@ def _rebuild(connection: sqlite3.Connection) -> None:
     if "pid" not in columns:
         connection.execute("ALTER TABLE datafiles ADD COLUMN pid TEXT")
         connection.execute("UPDATE datafiles SET pid=json_extract(CAST(document AS TEXT), '$.pid')")
+        connection.execute("ALTER TABLE datafiles ADD COLUMN snapshot INTEGER REFERENCES snapshots")
     for table in ("terms", "facts", "facets", "words", "buried_words", "vocabulary", "paths"):
         connection.execute(f"DROP TABLE IF EXISTS {table}")
     for statement in SCHEMA:
         connection.execute(statement)
     connection.execute("UPDATE progress SET value=0 WHERE name<>'format'")
+    _share_snapshots(connection)
+
+
+def _share_snapshots(connection: sqlite3.Connection) -> None:
+    large = connection.execute("SELECT seq FROM datafiles WHERE length(document)>=?", (SNAPSHOT_BYTES,)).fetchall()
+    for (seq,) in large:
+        row = connection.execute("SELECT document FROM datafiles WHERE seq=?", (seq,)).fetchone()
+        encoded, snapshot = put_apart(connection, msgspec.json.decode(row[0], type=DataFile))
+        if snapshot is not None:
+            connection.execute("UPDATE datafiles SET document=?, snapshot=? WHERE seq=?", (encoded, snapshot, seq))

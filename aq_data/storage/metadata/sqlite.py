@@ -27,13 +27,15 @@ from aq_data.models.datafile import FORMAT, DataFile, DataFileId
 from aq_data.models.history import Change
 from aq_data.models.paths import SortKey
 from aq_data.models.query import Node
+from aq_data.models.snapshots import joined
 from aq_data.models.values import format_instant
 from aq_data.storage.metadata._changes import add_change, changes_before
 from aq_data.storage.metadata._connection import Writer, border, open_connection
 from aq_data.storage.metadata._functions import handing, install
-from aq_data.storage.metadata._index import BACKLOG, TermIndex
+from aq_data.storage.metadata._index import BACKLOG, Stored, TermIndex
 from aq_data.storage.metadata._plan import Question
 from aq_data.storage.metadata._schema import SCHEMA, SCHEMA_VERSION
+from aq_data.storage.metadata._snapshots import put_apart
 from aq_data.storage.metadata._sweeps import SqliteSweeps
 from aq_data.storage.metadata.cursors import Cursor
 from aq_data.storage.metadata.record import Record
@@ -44,9 +46,15 @@ __all__ = ["SqliteStore"]
 
 T = TypeVar("T")
 
+_FROM = "FROM datafiles LEFT JOIN snapshots USING (snapshot)"
+_RECORDS = f"SELECT document, content, attempt, digest {_FROM}"
+_RECORDS_AFTER = f"SELECT document, content, attempt, digest, seq {_FROM}"
+_HASHES = "SELECT hash FROM snapshots WHERE snapshot IN (SELECT snapshot FROM datafiles)"
+
 CACHED_BYTES = 32 << 20
 """Encoded size of the records kept in memory; one over a hundredth of it is read anew each time."""
 SCANNED = 200
+SCANNED_BYTES = 32 << 20
 QUERY_SECONDS = 10.0
 """How long one question may take."""
 
@@ -147,11 +155,12 @@ class SqliteStore(MetadataStore):
             return existing
         _check_not_barred(connection, document.id, record.attempt)
         _check_pid(connection, document)
-        encoded = msgspec.json.encode(document)
+        encoded, snapshot = put_apart(connection, document)
         row = (document.id, document.revision, document.state == "deleted", record.attempt, record.digest, document.pid)
         connection.execute(
-            "INSERT INTO datafiles (id, revision, deleted, attempt, digest, pid, document) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (*row, encoded),
+            "INSERT INTO datafiles (id, revision, deleted, attempt, digest, pid, snapshot, document) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (*row, snapshot, encoded),
         )
         return None
 
@@ -163,24 +172,41 @@ class SqliteStore(MetadataStore):
     ) -> bool:
         """`replace` inside a transaction."""
         document = record.document
-        row = connection.execute(
-            "SELECT seq, deleted, document FROM datafiles WHERE id=? AND revision=?", (document.id, expected_revision)
-        ).fetchone()
+        question = "SELECT seq, deleted, document, snapshot FROM datafiles WHERE id=? AND revision=?"
+        row = connection.execute(question, (document.id, expected_revision)).fetchone()
         if row is None:
             return False
         _check_not_barred(connection, document.id, publishes)
         _check_pid(connection, document)
-        seq, encoded, is_deleted = row[0], msgspec.json.encode(document), document.state == "deleted"
+        seq, before, is_deleted = row[0], Stored(*row[1:]), document.state == "deleted"
+        after = Stored(is_deleted, *put_apart(connection, document))
         connection.execute(
-            "UPDATE datafiles SET revision=?, deleted=?, attempt=?, digest=?, pid=?, document=? WHERE seq=?",
-            (document.revision, is_deleted, record.attempt, record.digest, document.pid, encoded, seq),
+            "UPDATE datafiles SET revision=?, deleted=?, attempt=?, digest=?, pid=?, snapshot=?, document=? WHERE seq=?",
+            (
+                document.revision,
+                is_deleted,
+                record.attempt,
+                record.digest,
+                document.pid,
+                after.snapshot,
+                after.document,
+                seq,
+            ),
         )
-        self._index.replace(connection, seq, (row[1], row[2]), (is_deleted, encoded))
+        self._index.replace(connection, seq, before, after)
+        if before.snapshot is not None and before.snapshot != after.snapshot:
+            self._drop_unused(connection, before.snapshot)
         if record.change is not None:
             add_change(connection, seq, record.change)
         if document.sweep is not None and document.state == "open":
             self._sweeps.note_revision(connection, document.id, document.revision)
         return True
+
+    def _drop_unused(self, connection: sqlite3.Connection, snapshot: int) -> None:
+        if connection.execute("SELECT 1 FROM datafiles WHERE snapshot=? LIMIT 1", (snapshot,)).fetchone() is None:
+            content = connection.execute("SELECT content FROM snapshots WHERE snapshot=?", (snapshot,)).fetchone()[0]
+            self._index.remove_snapshot(connection, snapshot, content)
+            connection.execute("DELETE FROM snapshots WHERE snapshot=?", (snapshot,))
 
     async def bar(self, id: DataFileId, key: str) -> None:
         await self._writer.write(
@@ -208,9 +234,9 @@ class SqliteStore(MetadataStore):
             if known is not None and known.document.revision == row[0]:
                 self._records[id] = self._records.pop(id)  # the most recently used is the last to go
                 return known
-            found = connection.execute("SELECT document, attempt, digest FROM datafiles WHERE id=?", (id,)).fetchone()
+            found = connection.execute(f"{_RECORDS} WHERE id=?", (id,)).fetchone()
         record = _record(found)
-        self._keep(record, len(found[0]))
+        self._keep(record, len(found[0]) + len(found[1] or b""))
         return record
 
     def _keep(self, record: Record, size: int) -> None:
@@ -259,10 +285,13 @@ class SqliteStore(MetadataStore):
         while True:
             rows = await self.read(partial(_scan_after, last))
             for row in rows:
-                yield _record(row[1:])
-            if len(rows) < SCANNED:
+                yield _record(row[:-1])
+            if not rows:
                 return
-            last = rows[-1][0]
+            last = rows[-1][-1]
+
+    async def snapshots(self) -> set[str]:
+        return {row[0] for row in await self.read(lambda connection: connection.execute(_HASHES).fetchall())}
 
     # --- tokens ----------------------------------------------------------------------------------------------------
 
@@ -305,17 +334,25 @@ class SqliteStore(MetadataStore):
 
 
 def _record(row: tuple[Any, ...]) -> Record:
-    return Record(msgspec.json.decode(row[0], type=DataFile), row[1], row[2])
+    document, content, attempt, digest = row
+    return Record(joined(msgspec.json.decode(document, type=DataFile), content), attempt, digest)
 
 
 def _load(connection: sqlite3.Connection, id: DataFileId) -> Record | None:
-    row = connection.execute("SELECT document, attempt, digest FROM datafiles WHERE id=?", (id,)).fetchone()
+    row = connection.execute(f"{_RECORDS} WHERE id=?", (id,)).fetchone()
     return None if row is None else _record(row)
 
 
 def _scan_after(seq: int, connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
-    question = f"SELECT seq, document, attempt, digest FROM datafiles WHERE seq>? ORDER BY seq LIMIT {SCANNED}"
-    return connection.execute(question, (seq,)).fetchall()
+    """The next rows, with their positions: at most `SCANNED`, fewer where they are large."""
+    rows: list[tuple[Any, ...]] = []
+    size = 0
+    for row in connection.execute(f"{_RECORDS_AFTER} WHERE seq>? ORDER BY seq LIMIT {SCANNED}", (seq,)):
+        rows.append(row)
+        size += len(row[0]) + len(row[1] or b"")
+        if size > SCANNED_BYTES:
+            break
+    return rows
 
 
 def _check_not_barred(connection: sqlite3.Connection, id: DataFileId, key: str) -> None:

@@ -11,6 +11,7 @@ from aq_data.models.datafile import DataFileId
 from aq_data.models.history import Change
 from aq_data.models.paths import SortKey
 from aq_data.models.query import Node
+from aq_data.models.snapshots import separated
 from aq_data.models.structs import resolve
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.sweeplog import SweepLog
@@ -112,6 +113,14 @@ class MetadataStore(ABC):
 
         The order of saving is that of `created_at`, then of the id, where several servers save into one database.
         """
+
+    async def snapshots(self) -> set[str]:
+        """The hashes of the snapshots (models.snapshots) that any record has, tombstones included.
+
+        Reads every record here; a store that knows them says so at once.
+        """
+        found = [separated(record.document)[1] async for record in self.scan()]
+        return {snapshot.hash for snapshot in found if snapshot is not None}
 
     @abstractmethod
     async def add_token(self, token: Token) -> None:

@@ -13,8 +13,9 @@ import numpy as np
 
 from aq_data.errors import CorruptionError, NotFoundError
 from aq_data.models.arrays import ArrayInfo, parse_dtype
-from aq_data.models.datafile import is_id
+from aq_data.models.datafile import DataFile, is_id
 from aq_data.models.selection import Axis, Selection
+from aq_data.models.snapshots import separated
 from aq_data.models.structs import resolve
 from aq_data.storage.arrays.chunking import chunk_grid
 from aq_data.storage.arrays.format import array_document, chunk_key, decode_chunk
@@ -22,8 +23,9 @@ from aq_data.storage.arrays.manifest import NOTHING, PART
 from aq_data.storage.arrays.store import ArrayStore, group_prefix
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.store import MetadataStore
-from aq_server.service.copies import read_copy
+from aq_server.service.copies import Copy, read_copy
 from aq_server.service.datafiles import TOMBSTONE, write_newest_copy
+from aq_server.service.snapshots import SnapshotMaintenance
 from aq_server.service.sweep_maintenance import SweepMaintenance
 
 __all__ = ["Finding", "Maintenance", "Orphan", "measured_chunks"]
@@ -47,7 +49,7 @@ class Orphan(msgspec.Struct, frozen=True):
 
 class Finding(msgspec.Struct, frozen=True):
     """Something `verify` found: `kind` is one of missing_group, stale_copy, missing_array, missing_chunk, damaged_chunk,
-    missing_file, damaged_file, no_blobs, orphan, half_deleted.
+    missing_file, damaged_file, damaged_snapshot, no_blobs, orphan, half_deleted.
     """
 
     kind: str
@@ -62,6 +64,7 @@ class Maintenance:
     def __init__(self, metadata: MetadataStore, arrays: ArrayStore) -> None:
         self._metadata, self._arrays = metadata, arrays
         self._sweeps = SweepMaintenance(metadata, arrays)
+        self._snapshots = SnapshotMaintenance(metadata, arrays)
 
     # --- gc --------------------------------------------------------------------------------------------------------
 
@@ -76,6 +79,8 @@ class Maintenance:
                     continue  # not ours
                 async for orphan in self._orphans(id, attempt, older_than, delete):
                     yield orphan
+        async for entry in self._snapshots.orphans(older_than, delete):
+            yield Orphan(entry.key, entry.size, max(0.0, time.time() - entry.modified), "no record refers to it", delete)
 
     async def _orphans(self, id: str, attempt: str, older_than: float, delete: bool) -> AsyncIterator[Orphan]:
         record = await self._metadata.get(id)
@@ -139,17 +144,19 @@ class Maintenance:
 
     async def verify(self, repair: bool = False) -> AsyncIterator[Finding]:
         """Read every stored byte and compare it with its checksum and its record; yields what does not agree."""
+        seen: set[str] = set()
         async for scanned in self._metadata.scan():
             record = await self._metadata.get(scanned.document.id)  # the scan reads ahead
             if record is not None and record.document.state != "deleted":
-                async for finding in self._verify_record(record, repair):
+                async for finding in self._verify_record(record, repair, seen):
                     yield finding
         async for orphan in self.gc(0.0, delete=False):
             if orphan.reason == LEFT_OVER and orphan.age < READERS_SECONDS:
                 continue
             yield Finding("orphan", orphan.prefix.split("/")[0], f"{orphan.prefix} ({orphan.size} bytes, {orphan.reason})")
 
-    async def _verify_record(self, record: Record, repair: bool) -> AsyncIterator[Finding]:
+    async def _verify_record(self, record: Record, repair: bool, seen: set[str]) -> AsyncIterator[Finding]:
+        """`seen` are the hashes of snapshots that were looked at: many records have the same."""
         document, blobs = record.document, self._arrays.blobs
         prefix = group_prefix(document.id, record.attempt)
         if not await blobs.children(f"{document.id}/{record.attempt}"):
@@ -160,6 +167,12 @@ class Maintenance:
             for mark in marks if repair else ():
                 await blobs.remove(f"{document.id}/{mark}")
             yield Finding("half_deleted", document.id, "a deletion was begun and never committed", repair)
+        snapshot = separated(document)[1]
+        if snapshot is not None and snapshot.hash not in seen:
+            seen.add(snapshot.hash)
+            flaw = await self._snapshots.flaw(snapshot, repair)
+            if flaw:
+                yield Finding("damaged_snapshot", document.id, flaw, repair)
         finding = await self._verify_copy(record, prefix, repair)
         if finding is not None:
             yield finding
@@ -195,7 +208,7 @@ class Maintenance:
             copy = read_copy(await self._arrays.blobs.get(f"{prefix}/zarr.json"))
             newest = await self._metadata.get(document.id)
             document = newest.document if newest is not None else document
-            if copy.revision >= document.revision and (copy.document == document or copy.revision > document.revision):
+            if copy.revision > document.revision or (copy.revision == document.revision and _is_copy(copy, document)):
                 return None
             finding = Finding("stale_copy", document.id, f"the copy has revision {copy.revision}, not {document.revision}")
         except (NotFoundError, CorruptionError) as exc:
@@ -242,6 +255,13 @@ class Maintenance:
         except NotFoundError:
             return False
         return True
+
+
+def _is_copy(copy: Copy, document: DataFile) -> bool:
+    """Whether it says the same; copies of older versions have also large instruments in them."""
+    separate, snapshot = separated(document)
+    is_separate = snapshot is not None and (copy.document, copy.snapshot) == (separate, snapshot.hash)
+    return is_separate or (copy.document, copy.snapshot) == (document, "")
 
 
 async def measured_chunks(arrays: ArrayStore, id: str, attempt: str, array: ArrayInfo) -> list[tuple[int, ...]]:

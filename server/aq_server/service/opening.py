@@ -117,9 +117,11 @@ class Opening:
                 rows.append(Row(placed[1], payload, ref))
             record = Record(self._datafile(plan, state, at), plan.attempt, total.hexdigest())
             await arrays.blobs.put_many([(plan_key(id, plan.attempt), lambda: msgspec.json.encode(plan))])
-            await arrays.publish_group(record.document, plan.attempt, record.digest, [])
+            snapshot = await arrays.publish_group(record.document, plan.attempt, record.digest, [])
             existing = await metadata.sweeps.open(record, plan, state, rows)
             if existing is None:
+                if snapshot is not None:
+                    await arrays.keep_snapshot(snapshot)
                 self._parts.signals.tell(id)
                 return self._parts.growing.shown(record.document, plan, state), True
             await arrays.blobs.remove(f"{id}/{plan.attempt}")

@@ -10,10 +10,10 @@ from aq_data.errors import AqDataError, CorruptionError
 from aq_data.models.datafile import check_document
 from aq_data.models.structs import resolve
 from aq_data.storage.arrays.format import chunk_key
-from aq_data.storage.arrays.store import ArrayStore, group_prefix
+from aq_data.storage.arrays.store import SNAPSHOTS, ArrayStore, group_prefix
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.store import MetadataStore
-from aq_server.service.copies import read_copy
+from aq_server.service.copies import read_copy, whole_document
 from aq_server.service.datafiles import TOMBSTONE
 from aq_server.service.maintenance import measured_chunks
 from aq_server.service.sweep_maintenance import SweepMaintenance
@@ -43,7 +43,7 @@ class Reindexing:
         metadata copy, tokens and tombstones of DataFiles whose blobs are gone cannot come back.
         """
         for id in await self._arrays.blobs.children(""):
-            if id.startswith("."):
+            if id.startswith(".") or id == SNAPSHOTS:
                 continue
             if await self._metadata.get(id) is not None:
                 yield Reindexed(id, "known", "the database has it")
@@ -79,6 +79,10 @@ class Reindexing:
             return f"attempt {attempt}: {exc}"
         if copy.document.id != id:
             return f"attempt {attempt}: its copy is of {copy.document.id}"
+        try:
+            document = await whole_document(copy, self._arrays)
+        except CorruptionError as exc:
+            return f"attempt {attempt}: {exc}"
         present = {entry.key async for entry in self._arrays.blobs.walk(f"{id}/{attempt}")}
         wanted = {f"{id}/{attempt}/files/{info.key}" for info in copy.document.files}
         for array in copy.document.arrays if copy.document.state != "open" else ():
@@ -91,7 +95,7 @@ class Reindexing:
         if wanted - present:
             return f"attempt {attempt}: {len(wanted - present)} of {len(wanted)} blobs are missing"
         try:
-            document = check_document(copy.document)
+            document = check_document(document)
         except AqDataError as exc:
             return f"attempt {attempt}: its copy is not valid: {exc}"
         document = msgspec.structs.replace(document, path=self._arrays.blobs.location(prefix))

@@ -143,10 +143,12 @@ class Save:
         if self._existing is not None:
             return self._answer_existing(self._existing, digest), False
         document = self._document()
-        await self._arrays.publish_group(document, self._attempt, digest, [w for w in self._writers if w])
+        snapshot = await self._arrays.publish_group(document, self._attempt, digest, [w for w in self._writers if w])
         self._publishing = True
         existing = await self._metadata.insert(Record(document, self._attempt, digest))
         if existing is None:
+            if snapshot is not None:
+                await self._arrays.keep_snapshot(snapshot)
             return document, True
         await self._arrays.blobs.remove(f"{self.id}/{self._attempt}")
         return self._answer_existing(existing, digest), False
