@@ -19,7 +19,7 @@ from aq_data.models.query import All, AnyOf, Compare, Element, Exists, Match, No
 from aq_data.models.snapshots import joined_json
 from aq_data.models.terms import KIND_ORDER
 from aq_data.storage.metadata._catalog import Catalog, Path
-from aq_data.storage.metadata._sql import Compiler, Range, Statement
+from aq_data.storage.metadata._sql import Compiler, Range, Statement, bounded
 from aq_data.storage.metadata.cursors import Cursor
 from aq_data.storage.metadata.store import Page
 
@@ -38,7 +38,7 @@ EASY = 5
 DISORDER = 3_600_000_000
 """Microseconds: of documents saved in greater disorder the order of saving is not made use of."""
 CAP = 2000
-"""Sizes of sets are estimated by counting up to here: what is larger is never the one to begin with if another is not."""
+"""Sizes of sets that are not known are counted up to here, or up to the smallest one known."""
 ENDLESS = 1 << 60
 
 Plain = Node | Range
@@ -166,28 +166,34 @@ class Question:
         shared = Statement(f"SELECT f.n {_counted(snapshot)} AND t.p=? AND t.v=?", (path.p, value))
         return own + sum(int(row[0]) for row in self._fetch(shared))
 
-    def _size(self, node: Plain) -> int:
-        """About how many documents the index of this node gives; counted up to CAP."""
+    def _known_size(self, node: Plain) -> int | None:
+        """How many documents the index gives, where that is counted already."""
+        if isinstance(node, Exists) and not any(path.shared for path in self._catalog.paths(node.path)):
+            return sum(path.n for path in self._catalog.paths(node.path))
+        is_equal = isinstance(node, Compare) and node.op == "eq" and not self._include_deleted
+        return self._known_count(node) if is_equal else None
+
+    def _size(self, node: Plain, cap: int) -> int:
+        """About how many documents the index of this node gives; ENDLESS where they are more than `cap` and not counted."""
         if isinstance(node, All):
-            return min((self._size(child) for child in node.children), default=ENDLESS)
+            return min((self._size(child, cap) for child in node.children), default=ENDLESS)
         if isinstance(node, AnyOf):
             groups, rest = self._compiler.grouped(node)
             sets = [self._compiler.documents_of_group(group) for group in groups]
-            return sum(self._number(found, CAP + 1) for found in sets) + sum(self._size(child) for child in rest)
-        if isinstance(node, Not):
-            return ENDLESS
+            return sum(self._capped(found, cap) for found in sets) + sum(self._size(child, cap) for child in rest)
         if isinstance(node, Element):
-            return self._size(outside(node.child, node.path))
-        if isinstance(node, Compare) and node.op == "eq" and not self._include_deleted:
-            known = self._known_count(node)
-            if known is not None:
-                return known
-        if isinstance(node, Exists) and not any(path.shared for path in self._catalog.paths(node.path)):
-            return sum(path.n for path in self._catalog.paths(node.path))
+            return self._size(outside(node.child, node.path), cap)
+        known = self._known_size(node)
+        if known is not None:
+            return known
         if isinstance(node, Match):
             node = Compare(node.path, "gte", "text", node.pattern.prefix)  # every such text has to be looked at
         found = self._compiler.documents(node)
-        return ENDLESS if found is None else self._number(found, CAP + 1)
+        return ENDLESS if found is None else self._capped(found, cap)
+
+    def _capped(self, found: Statement, cap: int) -> int:
+        size = self._number(found, cap + 1)
+        return size if size <= cap else ENDLESS
 
     # --- which way ------------------------------------------------------------------------------------------------------
 
@@ -201,7 +207,10 @@ class Question:
         if not isinstance(node, All) or len(node.children) < 2:
             return node
         flat = [inner for child in node.children for inner in (child.children if isinstance(child, All) else (child,))]
-        ordered = sorted(self._in_ranges(flat), key=self._size)
+        nodes = self._in_ranges(flat)
+        known = [size for size in map(self._known_size, nodes) if size is not None]
+        cap = min(max(CAP, min(known, default=CAP)), BUDGET)
+        ordered = sorted(nodes, key=lambda one: self._size(one, cap))
         return ordered[0] if len(ordered) == 1 else All(tuple(ordered))  # type: ignore[arg-type]
 
     def _in_ranges(self, nodes: list[Node]) -> list[Plain]:
@@ -349,6 +358,8 @@ class Question:
                 after = Statement(f" AND (v, d) {sign} (?, ?)", (start.key[1], start.tie))
             elif (start.key[0] < rank) == sort.descending:
                 return []
+        bounds = self._bounds(path, sort)
+        after = Statement(bounds.sql + after.sql, (*bounds.parameters, *after.parameters))
         walked = f"SELECT v, d FROM terms WHERE p={path.p}{after.sql} ORDER BY v {order}, d {order} LIMIT {BUDGET}"
         tests = self._compiler.test(self._node, "c.d")
         first = f" AND {self._is_first(path, sort)}" if path.multi else ""
@@ -361,6 +372,16 @@ class Question:
         if len(rows) < limit and self._number(Statement(walked, after.parameters)) == BUDGET:
             return None
         return rows
+
+    def _bounds(self, path: Path, sort: SortKey) -> Statement:
+        """What the filter says of the values that are walked: a range sorted by itself begins where it begins."""
+        nodes = self._node.children if isinstance(self._node, All) else (self._node,)
+        found = [bound for node in nodes for bound in (node.bounds if isinstance(node, Range) else (node,))]
+        mine = [one for one in found if isinstance(one, Compare) and (one.path, one.kind) == (sort.path, path.kind)]
+        if path.multi or not mine:
+            return Statement("")
+        within = bounded(tuple(mine), "v")
+        return Statement(f" AND {within.sql}", within.parameters)
 
     def _is_first(self, path: Path, sort: SortKey) -> str:
         """Of a document's several values at the path only the least counts, or the greatest when descending."""

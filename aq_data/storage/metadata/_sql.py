@@ -14,7 +14,7 @@ from aq_data.models.query import All, AnyOf, Compare, Element, Exists, Match, No
 from aq_data.models.terms import KIND_ORDER, TEXT_PREFIX
 from aq_data.storage.metadata._catalog import Catalog, Path, beyond
 
-__all__ = ["NOTHING", "Compiler", "Range", "Statement", "joined"]
+__all__ = ["NOTHING", "Compiler", "Range", "Statement", "bounded", "joined"]
 
 _OPERATORS = {"eq": "=", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 
@@ -130,9 +130,11 @@ class Compiler:
         path = self._catalog.path(bounds[0].path, bounds[0].kind)
         if path is None:
             return NOTHING
-        table = f"terms WHERE p {self._p(path.p)}" if path.kind == "whole" else f"facts WHERE p={path.p}"
-        within, home = _within(bounds, "v"), self.home(d, [path])
-        return Statement(f"EXISTS (SELECT 1 FROM {table} AND d={home} AND {within.sql})", within.parameters)
+        # What is equal lies together in `terms`; the facts of so many documents lie on as many pages.
+        is_equal = all(bound.op == "eq" for bound in bounds)
+        table = f"terms WHERE p {self._p(path.p)}" if is_equal else f"facts WHERE p={path.p}"
+        tested, home = bounded(bounds, "v"), self.home(d, [path])
+        return Statement(f"EXISTS (SELECT 1 FROM {table} AND d={home} AND {tested.sql})", tested.parameters)
 
     def _test_words(self, node: Words, d: str) -> Statement:
         """One word may stand in a document and the next in its snapshot."""
@@ -169,8 +171,7 @@ class Compiler:
         return [Group(path, listed) for path, listed in found if path is not None], rest
 
     def _test_group(self, group: Group, d: str) -> Statement:
-        table = f"terms WHERE p {self._p(group.path.p)}" if group.path.kind == "whole" else f"facts WHERE p={group.path.p}"
-        home = self.home(d, [group.path])
+        table, home = f"terms WHERE p {self._p(group.path.p)}", self.home(d, [group.path])
         return Statement(f"EXISTS (SELECT 1 FROM {table} AND d={home} AND v IN ({group.marks}))", group.values)
 
     def documents_of_group(self, group: Group) -> Statement:
@@ -205,7 +206,7 @@ class Compiler:
             path = self._catalog.path(bounds[0].path, bounds[0].kind)
             if path is None:
                 return _EMPTY
-            return self._spread([path], _within(bounds, "t.v"))
+            return self._spread([path], bounded(bounds, "t.v"))
         if isinstance(node, Exists):
             paths = self._catalog.paths(node.path)
             return self._spread(paths, EVERYTHING) if paths else _EMPTY
@@ -306,7 +307,7 @@ class Compiler:
 _EMPTY = Statement("SELECT 0 AS d WHERE 0")
 
 
-def _within(bounds: tuple[Compare, ...], v: str) -> Statement:
+def bounded(bounds: tuple[Compare, ...], v: str) -> Statement:
     """That the value `v` (an SQL expression) keeps all bounds."""
     sql = " AND ".join(f"{v}{_OPERATORS[bound.op]}?" for bound in bounds)
     return Statement(sql, tuple(bound.value for bound in bounds))
