@@ -57,7 +57,7 @@ async def fill(store: MetadataStore, count: int, told: Callable[[int, float], No
     `told` (documents so far, documents/s) after each 20,000 of them, the time to index them included.
     """
     done = await store.count(All(()))
-    for first in range(done // _SLICE * _SLICE, count, _SLICE):
+    for first in range(done // _SLICE * _SLICE, count, _SLICE) if done < count else ():
         last = min(first + _SLICE, count)
         records = [record_of(number, document) for number, document in enumerate(documents(first, last), first)]
         start = perf_counter()

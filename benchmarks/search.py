@@ -80,7 +80,7 @@ def _shown(finding: Finding) -> tuple[str, str]:
 
 def _verdict(finding: Finding, sides: dict[str, Finding]) -> str:
     """What is to be said of it: trouble, a missed target, how many times slower than aq-data over HTTP Tiled is."""
-    if finding.trouble:
+    if finding.trouble and (finding.side != "tiled" or not finding.asked):
         return finding.trouble
     if finding.side == "mongo":
         return "" if finding.median_ms <= MONGO_MS else f"over {MONGO_MS:.0f} ms"
@@ -93,7 +93,8 @@ def _verdict(finding: Finding, sides: dict[str, Finding]) -> str:
         more = finding.median_ms - other.median_ms
         return f"+{more:.1f}" + ("" if more <= HTTP_MORE_MS else " MISSED")
     times = finding.median_ms / other.median_ms
-    return f"{times:.0f} times" + ("" if times >= TIMES_TILED else " MISSED")
+    wrong = ", and wrong" if finding.is_wrong else ""
+    return f"{times:.0f} times{wrong}" + ("" if times >= TIMES_TILED else " MISSED")
 
 
 def _explain(folder: Path, findings: dict[str, dict[str, Finding]], documents: int) -> None:
