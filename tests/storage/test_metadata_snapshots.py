@@ -16,8 +16,10 @@ from metadata_suite import (
     SETTINGS,
     DurableMetadataStoreTests,
     changed,
+    expected_ids,
     insert_all,
     of_instruments,
+    pages,
     record,
     within,
 )
@@ -27,6 +29,7 @@ from aq_data.errors import QueryError
 from aq_data.models import snapshots
 from aq_data.models.paths import parse_path, parse_sort
 from aq_data.models.query import parse_filter
+from aq_data.storage.metadata import _plan
 from aq_data.storage.metadata.sqlite import SqliteStore
 
 
@@ -111,7 +114,7 @@ async def answers(store, listed, asked):
     return found
 
 
-@pytest.mark.parametrize("planned", ["sort", "walk"])
+@pytest.mark.parametrize("planned", ["sort", "walk", "saving"])
 @settings(max_examples=15)
 @given(listed=st.lists(dense, min_size=6, max_size=10), asked=st.lists(questions, min_size=5, max_size=7))
 def test_whether_snapshots_are_shared_changes_no_answer(planned, listed, asked):
@@ -120,10 +123,29 @@ def test_whether_snapshots_are_shared_changes_no_answer(planned, listed, asked):
     for least in (1, 60, 1 << 30):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(snapshots, "SNAPSHOT_BYTES", least)
-            plan_of(planned, patch)()
+            if planned == "saving":
+                patch.setattr(_plan, "EASY", 0)
+            else:
+                plan_of(planned, patch)()
             found.append(within(lambda _: SqliteStore(None), lambda store: answers(store, listed, asked)))
     assert found[0] == found[2]
     assert found[1] == found[2]
+
+
+@pytest.mark.parametrize("query", [{"instruments.vna.a": 1}, {"$text": "found"}])
+@pytest.mark.parametrize("text", ["created_at", "-created_at"])
+def test_documents_and_snapshots_that_match_come_in_one_order(monkeypatch, query, text):
+    """Also where the store would follow the order in which documents were saved."""
+    monkeypatch.setattr(snapshots, "SNAPSHOT_BYTES", 60)
+    monkeypatch.setattr(_plan, "EASY", 0)
+    small, big = {"vna": {"a": 1}}, {"vna": {"a": 1, "note": "found " * 20}}
+    records = [record(i, comment="found", instruments=big if i % 3 == 0 else small) for i in range(1, 40)]
+
+    async def body(store):
+        await insert_all(store, records)
+        return await pages(store, query, parse_sort(text), 2)
+
+    assert within(lambda _: SqliteStore(None), body) == expected_ids(records, query, parse_sort(text))
 
 
 # --- what it costs ---------------------------------------------------------------------------------------------------
