@@ -16,8 +16,10 @@ from metadata_suite import (
     SETTINGS,
     DurableMetadataStoreTests,
     changed,
+    expected_ids,
     insert_all,
     of_instruments,
+    pages,
     record,
     within,
 )
@@ -27,6 +29,7 @@ from aq_data.errors import QueryError
 from aq_data.models import snapshots
 from aq_data.models.paths import parse_path, parse_sort
 from aq_data.models.query import parse_filter
+from aq_data.storage.metadata import _plan
 from aq_data.storage.metadata.sqlite import SqliteStore
 
 
@@ -52,16 +55,28 @@ dense = st.fixed_dictionaries(
         "instruments": st.fixed_dictionaries({"vna": st.sampled_from(VNA)}, optional={"é": st.just({"a": [1, 2]})}),
         "comment": st.sampled_from(["", "flux", "vna power", "T1 of q3"]),
         "tags": st.sampled_from([[], ["q1"], ["q1", "q2"]]),
-        "state": st.sampled_from(["complete", "complete", "complete", "deleted"]),
+        "state": st.sampled_from(["complete", "deleted", "complete"]),
     }
 )
 """Documents of which most have an instrument in common."""
 texts = st.sampled_from(
     [{"$text": text} for text in ("vna", "flux", "vna flux", "t1 model", "power q3", "note absent", "t1 q3")]
 )
+likely = st.sampled_from(
+    [
+        {f"instruments.vna{path}": condition}
+        for path, condition in [
+            ("", {"a": 1}), (".a", 1), (".a", {"$gt": 0}), (".a", {"$exists": True}), (".a", {"$in": [1, "q3"]}), (".model", "T1"),
+            (".model", {"$regex": "^T"}), (".settings.note", {"$regex": "x{110}"}), (".settings.list", {"$size": 3}),
+            (".settings.power.value", {"$lt": "25 mK"}), (".settings.power.value", {"$gte": -30, "$lt": 20}),
+            (".settings.power.value", {"$all": [1, 2]}), (".settings.list", {"$elemMatch": {"a": 1}}),
+            (".settings.list", {"$elemMatch": {"$gte": 2}}), (".settings.power.value", {"$ne": -30}),
+        ]
+    ]
+)  # fmt: skip
 plain = st.sampled_from([{}, {"tags": "q1"}, {"tags": {"$ne": "q2"}}, {"comment": {"$regex": "^[Tv]"}}])
 questions = st.recursive(
-    of_instruments | texts | plain,
+    likely | likely | of_instruments | texts | plain,
     lambda inner: (
         st.builds(lambda op, one, other: {op: [one, other]}, st.sampled_from(["$and", "$or", "$nor"]), inner, inner)
         | st.builds(lambda query: {"$not": query}, inner)
@@ -99,19 +114,38 @@ async def answers(store, listed, asked):
     return found
 
 
-@pytest.mark.parametrize("planned", ["sort", "walk"])
-@settings(max_examples=20)
-@given(listed=st.lists(dense, min_size=3, max_size=9), asked=st.lists(questions, min_size=2, max_size=5))
+@pytest.mark.parametrize("planned", ["sort", "walk", "saving"])
+@settings(max_examples=15)
+@given(listed=st.lists(dense, min_size=6, max_size=10), asked=st.lists(questions, min_size=5, max_size=7))
 def test_whether_snapshots_are_shared_changes_no_answer(planned, listed, asked):
     """All, some or none: pages with tombstones, counts and distinct values are the same, also after changes."""
     found = []
     for least in (1, 60, 1 << 30):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(snapshots, "SNAPSHOT_BYTES", least)
-            plan_of(planned, patch)()
+            if planned == "saving":
+                patch.setattr(_plan, "EASY", 0)
+            else:
+                plan_of(planned, patch)()
             found.append(within(lambda _: SqliteStore(None), lambda store: answers(store, listed, asked)))
     assert found[0] == found[2]
     assert found[1] == found[2]
+
+
+@pytest.mark.parametrize("query", [{"instruments.vna.a": 1}, {"$text": "found"}])
+@pytest.mark.parametrize("text", ["created_at", "-created_at"])
+def test_documents_and_snapshots_that_match_come_in_one_order(monkeypatch, query, text):
+    """Also where the store would follow the order in which documents were saved."""
+    monkeypatch.setattr(snapshots, "SNAPSHOT_BYTES", 60)
+    monkeypatch.setattr(_plan, "EASY", 0)
+    small, big = {"vna": {"a": 1}}, {"vna": {"a": 1, "note": "found " * 20}}
+    records = [record(i, comment="found", instruments=big if i % 3 == 0 else small) for i in range(1, 40)]
+
+    async def body(store):
+        await insert_all(store, records)
+        return await pages(store, query, parse_sort(text), 2)
+
+    assert within(lambda _: SqliteStore(None), body) == expected_ids(records, query, parse_sort(text))
 
 
 # --- what it costs ---------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from aq_data.errors import AqDataError, ConfigError, StorageError, UnavailableEr
 from aq_data.models.paths import parse_sort
 from aq_data.models.query import parse_filter
 from aq_data.models.terms import KIND_ORDER
-from aq_data.storage.metadata import _connection, _index, _plan
+from aq_data.storage.metadata import _connection, _index, _order, _plan
 from aq_data.storage.metadata._connection import translate
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.sqlite import SqliteStore
@@ -41,10 +41,10 @@ def plan_of(name, monkeypatch):
     """Makes the store sort what matches, walk the index in order, or begin to walk and give up, one after the other."""
     if name == "sort":
         return lambda: None
-    monkeypatch.setattr(_plan, "SORTED", 0)
-    monkeypatch.setattr(_plan, "FAR", _plan.ENDLESS)
-    budgets = itertools.cycle([_plan.BUDGET] if name == "walk" else [_plan.BUDGET, 1, 3])
-    return lambda: monkeypatch.setattr(_plan, "BUDGET", next(budgets))
+    monkeypatch.setattr(_order, "SORTED", 0)
+    monkeypatch.setattr(_order, "FAR", _order.ENDLESS)
+    budgets = itertools.cycle([_order.BUDGET] if name == "walk" else [_order.BUDGET, 1, 3])
+    return lambda: monkeypatch.setattr(_order, "BUDGET", next(budgets))
 
 
 class TestFile(DurableMetadataStoreTests):
@@ -115,9 +115,9 @@ def test_pages_by_time_are_in_order_however_far_saving_was_from_it(
         assert await pages(store, query, sort, limit) == expected_ids(records, query, sort)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_plan, "EASY", -1)
+        patch.setattr(_order, "EASY", -1)
         if gives_up:
-            patch.setattr(_plan, "BUDGET", 4)
+            patch.setattr(_order, "BUDGET", 4)
         folder = tmp_path_factory.mktemp("saving")
         within(lambda name: SqliteStore(folder / f"{name}.sqlite"), body)
 
@@ -126,8 +126,9 @@ def test_pages_by_time_are_in_order_however_far_saving_was_from_it(
 
 
 def test_totals_are_exact_up_to_the_limit_and_said_to_be_inexact_beyond(open_store, monkeypatch):
-    monkeypatch.setattr(_plan, "EXACT_TOTAL", 10)
-    monkeypatch.setattr(_plan, "SORTED", 0)
+    for module in (_order, _plan):
+        monkeypatch.setattr(module, "EXACT_TOTAL", 10)
+    monkeypatch.setattr(_order, "SORTED", 0)
 
     async def body(store):
         for count, total, is_exact in [(9, 9, True), (10, 10, True), (11, 10, False), (12, 10, False)]:

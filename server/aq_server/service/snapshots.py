@@ -22,12 +22,12 @@ class SnapshotMaintenance:
 
     async def orphans(self, older_than: float, delete: bool) -> AsyncIterator[BlobEntry]:
         """What no record refers to, removed when `delete`."""
-        known = await self._metadata.snapshots()
-        async for entry in self._arrays.blobs.walk(SNAPSHOTS):
+        latest = time.time() - older_than
+        found = [entry async for entry in self._arrays.blobs.walk(SNAPSHOTS) if entry.modified <= latest]
+        known = await self._metadata.snapshots() if found else set()
+        for entry in found:
             hash = entry.key.removeprefix(f"{SNAPSHOTS}/").removesuffix(".json")
-            if hash in known or entry.modified > time.time() - older_than:
-                continue
-            if not delete or await self._remove(entry.key, hash):
+            if hash not in known and (not delete or await self._remove(entry.key, hash)):
                 yield entry
 
     async def _remove(self, key: str, hash: str) -> bool:
