@@ -87,19 +87,21 @@ class Order:
         numbers = ",".join(str(path.p) for path in paths) or "0"
         of_document = f"FROM facts s WHERE s.d={self._compiler.home('c.d', paths)} AND s.p IN ({numbers})"
         if len(paths) == 1:
-            best, rank = f"{of_document} ORDER BY s.v {order} LIMIT 1", str(KIND_ORDER[paths[0].kind])
+            best = f"{of_document} ORDER BY s.v {order} LIMIT 1"
+            rank_of, ranked = "", f"CASE WHEN v IS NULL THEN 0 ELSE {KIND_ORDER[paths[0].kind]} END"
         else:
             best = f"{of_document} ORDER BY {rank} {order}, s.v {order} LIMIT 1"
+            rank_of, ranked = f"(SELECT {rank} {best}) AS rank, ", "coalesce(rank, 0)"
         after, parameters = "", found.parameters
         if start is not None:
-            after = f"WHERE (coalesce(r, 0), coalesce(v, 0), d) {'<' if sort.descending else '>'} (?, ?, ?)"
+            after = f"WHERE ({ranked}, coalesce(v, 0), d) {'<' if sort.descending else '>'} (?, ?, ?)"
             parameters = (*parameters, *start.key, start.tie)
         return fetch(
             self._connection,
             Statement(
-                f"WITH k AS MATERIALIZED (SELECT c.d AS d, (SELECT {rank} {best}) AS r, (SELECT s.v {best}) AS v "
-                f"FROM ({found.sql}) c) SELECT coalesce(r, 0) AS r, coalesce(v, 0) AS v, d FROM k {after} "
-                f"ORDER BY r {order}, v {order}, d {order} LIMIT {int(limit)}",
+                f"WITH k AS MATERIALIZED (SELECT c.d AS d, {rank_of}(SELECT s.v {best}) AS v FROM ({found.sql}) c) "
+                f"SELECT {ranked} AS r, coalesce(v, 0) AS first, d FROM k {after} "
+                f"ORDER BY r {order}, first {order}, d {order} LIMIT {int(limit)}",
                 parameters,
             ),
         )
