@@ -24,7 +24,7 @@ from aq_data.storage.metadata.store import MetadataStore
 from benchmarks.catalogue import GENERATOR_VERSION, documents, times_at
 from benchmarks.machine import describe
 
-__all__ = ["database_of", "ensure_sqlite", "fill", "record_of", "table_sizes"]
+__all__ = ["database_of", "ensure_sqlite", "fill", "record_of", "table_sizes", "told"]
 
 _LOG = logging.getLogger(__name__)
 _TOGETHER = 1000
@@ -57,7 +57,7 @@ async def fill(store: MetadataStore, count: int, told: Callable[[int, float], No
     `told` (documents so far, documents/s) after each 20,000 of them, the time to index them included.
     """
     done = await store.count(All(()))
-    for first in range(done // _SLICE * _SLICE, count, _SLICE):
+    for first in range(done // _SLICE * _SLICE, count, _SLICE) if done < count else ():
         last = min(first + _SLICE, count)
         records = [record_of(number, document) for number, document in enumerate(documents(first, last), first)]
         start = perf_counter()
@@ -95,15 +95,20 @@ def ensure_sqlite(count: int, cache: Path) -> Path:
 async def _fill_sqlite(path: Path, count: int, rates: dict[str, float]) -> None:
     """The last 20,000 as the product inserts them: their rate is what counts."""
 
-    def told(documents: int, rate: float) -> None:
+    def kept(documents: int, rate: float) -> None:
         rates[str(documents)] = rate
-        _LOG.info("%9d documents, the last %d at %.0f/s", documents, min(documents, _SLICE), rate)
+        told(documents, rate)
 
     with ExitStack() as stack:
         for name, value in _HASTY.items():
             stack.enter_context(patch(name, value))
-        await _fill_to(path, max(0, count - _SLICE), told)
-    await _fill_to(path, count, told)
+        await _fill_to(path, max(0, count - _SLICE), kept)
+    await _fill_to(path, count, kept)
+
+
+def told(documents: int, rate: float) -> None:
+    """Say how filling goes on."""
+    _LOG.info("%9d documents, the last %d at %.0f/s", documents, min(documents, _SLICE), rate)
 
 
 async def _fill_to(path: Path, count: int, told: Callable[[int, float], None]) -> None:

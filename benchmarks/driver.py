@@ -97,8 +97,8 @@ class Driver:
     def load_catalogue(self, count: int) -> None:
         self._asker().load(count)
 
-    def ask_family(self, side: str, name: str, count: int, values: int) -> dict[str, Any]:
-        return asdict(ask_family(self._asker(), side, name, Truth(count), values))
+    def ask_family(self, side: str, name: str, count: int, values: int, repeats: int) -> dict[str, Any]:
+        return asdict(ask_family(self._asker(), side, name, Truth(count), values, repeats))
 
     def _asker(self) -> Any:
         return self._clients(1)[0]

@@ -60,7 +60,8 @@ class Truth:
         if name == "some_word":
             matching: Mask = (self["first_word"] == index) | (self["second_word"] == index)
             return matching
-        return np.equal(self[name], index)
+        other: Mask = self[name] == index
+        return other
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,20 @@
 
 import asyncio
 import logging
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
+from aq_data.storage.metadata._mongo_records import SCHEMA_VERSION as MONGO_SCHEMA
+from aq_data.storage.metadata.mongo import MongoStore
 from aq_data.storage.metadata.sqlite import SqliteStore
 from benchmarks.aq_askers import ClientAsker, StoreAsker
 from benchmarks.asking import Asker, Finding, ask_family
 from benchmarks.catalogue import GENERATOR_VERSION
-from benchmarks.catalogue_store import database_of, ensure_sqlite
+from benchmarks.catalogue_store import database_of, ensure_sqlite, fill, told
 from benchmarks.driver_process import DriverProcess
 from benchmarks.questions import Truth
 from benchmarks.server_process import ServerProcess
@@ -21,9 +24,9 @@ from benchmarks.tiled_environment import TILED, ensure_tiled
 
 __all__ = ["SIDES", "Ask", "open_sides"]
 
-SIDES = ("store", "http", "tiled")
-Ask: TypeAlias = Callable[[str, int], Finding]
-"""Ask one family so many questions."""
+SIDES = ("store", "http", "mongo", "tiled")
+Ask: TypeAlias = Callable[[str, int, int], Finding]
+"""Ask one family so many questions, each so many times."""
 _TOLD = 1000
 """Documents that Tiled loads between two messages."""
 _LOG = logging.getLogger(__name__)
@@ -37,6 +40,9 @@ def open_sides(names: list[str], documents: int, cache: Path, stack: ExitStack) 
         if name == "tiled":
             sides[name] = stack.enter_context(_tiled(documents, cache))
             continue
+        if name == "mongo":
+            sides[name] = _in_this_process(stack.enter_context(_mongo(documents, cache)), name, truth)
+            continue
         folder = ensure_sqlite(documents, cache)
         asker = stack.enter_context(_store(folder) if name == "store" else _server(folder))
         sides[name] = _in_this_process(asker, name, truth)
@@ -44,7 +50,7 @@ def open_sides(names: list[str], documents: int, cache: Path, stack: ExitStack) 
 
 
 def _in_this_process(asker: Asker, side: str, truth: Truth) -> Ask:
-    return lambda family, values: ask_family(asker, side, family, truth, values)
+    return lambda family, values, repeats: ask_family(asker, side, family, truth, values, repeats)
 
 
 @contextmanager
@@ -68,6 +74,27 @@ def _server(folder: Path) -> Iterator[Asker]:
 
 
 @contextmanager
+def _mongo(documents: int, cache: Path) -> Iterator[Asker]:
+    """MongoDB's own engine, as the tests run it (`make services` first), on a folder in the cache."""
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    from services.mongo import Engine  # type: ignore[import-not-found]  # beside the tests
+
+    folder = cache / f"catalogue-{GENERATOR_VERSION}-mongo-{MONGO_SCHEMA}" / str(documents)
+    folder.mkdir(parents=True, exist_ok=True)
+    engine = Engine(folder.absolute())
+    try:
+        with asyncio.Runner() as loop:
+            store = MongoStore(engine.url, "catalogue")
+            try:
+                loop.run(fill(store, documents, told))
+                yield StoreAsker(store, loop)
+            finally:
+                loop.run(store.close())
+    finally:
+        engine.kill()
+
+
+@contextmanager
 def _tiled(documents: int, cache: Path) -> Iterator[Ask]:
     python = ensure_tiled((cache / "tiled-venv").absolute())
     folder = cache / f"catalogue-{GENERATOR_VERSION}-{TILED.partition('==')[2]}-tiled" / str(documents)
@@ -82,7 +109,8 @@ def _tiled(documents: int, cache: Path) -> Iterator[Ask]:
             driver.ask("load_catalogue", count=count)
             _LOG.info("Tiled has %d documents", count)
 
-        def ask(family: str, values: int) -> Finding:
-            return Finding(**driver.ask("ask_family", side="tiled", name=family, count=documents, values=values))
+        def ask(family: str, values: int, repeats: int) -> Finding:
+            how = {"count": documents, "values": values, "repeats": repeats}
+            return Finding(**driver.ask("ask_family", side="tiled", name=family, **how))
 
         yield ask
