@@ -29,7 +29,7 @@ from aq_data.errors import QueryError
 from aq_data.models import snapshots
 from aq_data.models.paths import parse_path, parse_sort
 from aq_data.models.query import parse_filter
-from aq_data.storage.metadata import _plan
+from aq_data.storage.metadata import _order
 from aq_data.storage.metadata.sqlite import SqliteStore
 
 
@@ -124,7 +124,7 @@ def test_whether_snapshots_are_shared_changes_no_answer(planned, listed, asked):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(snapshots, "SNAPSHOT_BYTES", least)
             if planned == "saving":
-                patch.setattr(_plan, "EASY", 0)
+                patch.setattr(_order, "EASY", 0)
             else:
                 plan_of(planned, patch)()
             found.append(within(lambda _: SqliteStore(None), lambda store: answers(store, listed, asked)))
@@ -137,7 +137,7 @@ def test_whether_snapshots_are_shared_changes_no_answer(planned, listed, asked):
 def test_documents_and_snapshots_that_match_come_in_one_order(monkeypatch, query, text):
     """Also where the store would follow the order in which documents were saved."""
     monkeypatch.setattr(snapshots, "SNAPSHOT_BYTES", 60)
-    monkeypatch.setattr(_plan, "EASY", 0)
+    monkeypatch.setattr(_order, "EASY", 0)
     small, big = {"vna": {"a": 1}}, {"vna": {"a": 1, "note": "found " * 20}}
     records = [record(i, comment="found", instruments=big if i % 3 == 0 else small) for i in range(1, 40)]
 

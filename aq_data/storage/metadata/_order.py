@@ -65,7 +65,7 @@ class Order:
         if self._alive is None:
             return self._sort(found, sort, limit, start)
         if total > EASY * limit and sort.path == "created_at":
-            saved = self._by_saving(sort, limit, start)
+            saved = self._by_saving(found if total < EXACT_TOTAL else None, sort, limit, start)
             if saved is not None:
                 return saved
         is_shared = any(path.shared for path in self._compiler.sortable(sort.path))
@@ -87,30 +87,32 @@ class Order:
         numbers = ",".join(str(path.p) for path in paths) or "0"
         of_document = f"FROM facts s WHERE s.d={self._compiler.home('c.d', paths)} AND s.p IN ({numbers})"
         if len(paths) == 1:
-            best, rank = f"{of_document} ORDER BY s.v {order} LIMIT 1", str(KIND_ORDER[paths[0].kind])
+            best = f"{of_document} ORDER BY s.v {order} LIMIT 1"
+            rank_of, ranked = "", f"CASE WHEN v IS NULL THEN 0 ELSE {KIND_ORDER[paths[0].kind]} END"
         else:
             best = f"{of_document} ORDER BY {rank} {order}, s.v {order} LIMIT 1"
+            rank_of, ranked = f"(SELECT {rank} {best}) AS rank, ", "coalesce(rank, 0)"
         after, parameters = "", found.parameters
         if start is not None:
-            after = f"WHERE (coalesce(r, 0), coalesce(v, 0), d) {'<' if sort.descending else '>'} (?, ?, ?)"
+            after = f"WHERE ({ranked}, coalesce(v, 0), d) {'<' if sort.descending else '>'} (?, ?, ?)"
             parameters = (*parameters, *start.key, start.tie)
         return fetch(
             self._connection,
             Statement(
-                f"WITH k AS MATERIALIZED (SELECT c.d AS d, (SELECT {rank} {best}) AS r, (SELECT s.v {best}) AS v "
-                f"FROM ({found.sql}) c) SELECT coalesce(r, 0) AS r, coalesce(v, 0) AS v, d FROM k {after} "
-                f"ORDER BY r {order}, v {order}, d {order} LIMIT {int(limit)}",
+                f"WITH k AS MATERIALIZED (SELECT c.d AS d, {rank_of}(SELECT s.v {best}) AS v FROM ({found.sql}) c) "
+                f"SELECT {ranked} AS r, coalesce(v, 0) AS first, d FROM k {after} "
+                f"ORDER BY r {order}, first {order}, d {order} LIMIT {int(limit)}",
                 parameters,
             ),
         )
 
     # --- in order of saving -----------------------------------------------------------------------------------------------
 
-    def _by_saving(self, sort: SortKey, limit: int, start: Cursor | None) -> list[Row] | None:
+    def _by_saving(self, few: Statement | None, sort: SortKey, limit: int, start: Cursor | None) -> list[Row] | None:
         """The next by `created_at`, found in the order of saving, which is nearly the same; None where that does not help.
 
         Nothing saved later is older by more than the disorder D: once so many are found, and the last one looked at is D
-        beyond the last of them, nothing that follows can come before it.
+        beyond the last of them, nothing that follows can come before it. `few`: the set, where it is quickly put in order.
         """
         created = self._catalog.path("created_at", "date")
         if created is None or created.multi or created.n != self._alive:
@@ -125,10 +127,13 @@ class Order:
             last = f"SELECT {'max' if sort.descending else 'min'}(d) FROM terms WHERE p={created.p} AND v>=? AND v<=?"
             bound = Statement(f" AND d {sign}= ({last})", (low, high))
         children = self._node.children if isinstance(self._node, All) and self._node.children else (self._node,)
-        lead = self._compiler.in_saving_order(children[0], order, bound)
+        lead, rest = self._compiler.in_saving_order(children[0], order, bound), children[1:]
+        if lead is None and few is not None:
+            sql = f"SELECT d FROM ({few.sql}) WHERE 1{bound.sql} ORDER BY d {order}"
+            lead, rest = Statement(sql, (*few.parameters, *bound.parameters)), ()
         if lead is None or disorder > DISORDER:
             return None
-        found = self._compiler.those(Statement(f"{lead.sql} LIMIT {BUDGET}", lead.parameters), children[1:])
+        found = self._compiler.those(Statement(f"{lead.sql} LIMIT {BUDGET}", lead.parameters), rest)
         after = f"WHERE (v, d) {sign} (?, ?)" if start is not None else ""
         dated = f"SELECT c.d AS d, (SELECT v FROM facts WHERE d=c.d AND p={created.p}) AS v FROM ({found.sql}) c"
         parameters = (*found.parameters, *((start.key[1], start.tie) if start is not None else ()))

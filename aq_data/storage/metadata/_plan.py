@@ -16,6 +16,7 @@ from aq_data.models.paths import SortKey
 from aq_data.models.query import All, AnyOf, Compare, Element, Exists, Match, Node, Not, check_dimension, nodes_of
 from aq_data.models.snapshots import joined_json
 from aq_data.models.terms import KIND_ORDER
+from aq_data.models.units import QUANTITY
 from aq_data.storage.metadata._catalog import Catalog, Path
 from aq_data.storage.metadata._order import BUDGET, ENDLESS, EXACT_TOTAL, Order, Plain, fetch, number
 from aq_data.storage.metadata._sql import Compiler, Range, Statement
@@ -204,7 +205,7 @@ class Question:
         rest: list[Plain] = []
         for node in nodes:
             path = self._catalog.path(node.path, node.kind) if isinstance(node, Compare) else None
-            if isinstance(node, Compare) and path is not None and not path.multi and node.kind in KIND_ORDER:
+            if isinstance(node, Compare) and path is not None and not path.multi and _is_ordered(node):
                 bounds.setdefault((node.path, node.kind), []).append(node)
             else:
                 rest.append(node)
@@ -231,7 +232,7 @@ class Question:
             return any(map(self._repeats, rest)) or any(g.path.multi or g.path.kind not in KIND_ORDER for g in several)
         if isinstance(node, Compare):
             path = self._catalog.path(node.path, node.kind)
-            return path is not None and node.op != "eq" and (path.multi or node.kind not in KIND_ORDER)
+            return path is not None and node.op != "eq" and path.multi
         return isinstance(node, (AnyOf, Exists, Match, Element))
 
     def _documents(self, seqs: list[int]) -> list[msgspec.Raw]:
@@ -249,3 +250,8 @@ class Question:
 def _counted(snapshot: Path) -> str:
     """Over `t`, terms of snapshots: how many documents have each, `f.n`; only while those are counted one by one."""
     return f"FROM terms t CROSS JOIN facets f WHERE t.d<0 AND f.p={snapshot.p} AND f.v=-t.d"
+
+
+def _is_ordered(node: Compare) -> bool:
+    """Whether a document without several values at the path has one of this kind at most."""
+    return node.kind in KIND_ORDER or node.kind.startswith(QUANTITY)
