@@ -110,7 +110,7 @@ def test_load_is_one_moment_of_all_variables(client, monkeypatch):
         writer.start()
         seen = []
         try:
-            while len(seen) < 25 or seen[-1] < 40:
+            while len(seen) < 25 or len(set(seen)) < 12:  # the test's own time limit ends it
                 try:
                     data = client.get(sweep.id).load()
                 except UnavailableError:
@@ -122,4 +122,3 @@ def test_load_is_one_moment_of_all_variables(client, monkeypatch):
             stop.set()
             writer.join()
     assert seen == sorted(seen)
-    assert len(set(seen)) > 10
