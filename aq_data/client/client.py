@@ -84,6 +84,7 @@ class Client:
         id: str | None = None,
         chunks: Mapping[str, Sequence[int]] | None = None,
         codec: str | None = None,
+        store: str | None = None,
         **fields: Any,
     ) -> DataFile:
         """Save one DataFile: everything or nothing, on disk when this returns.
@@ -91,11 +92,14 @@ class Client:
         `dataset`: an `xarray.Dataset`, a dict of arrays (or of `(dims, array[, attrs])`), or None. `metadata`: free JSON,
         as searchable as the typed fields (`name`, `station`, `tags`, `instruments`, …), which are keywords. `files`:
         paths, or a dict of name to path or bytes. `id`: a UUIDv7 to make a repeat by another process harmless. `chunks`
-        (array name to chunk shape) and `codec` ("zstd", "lz4", "none") override the stored layout.
+        (array name to chunk shape) and `codec` ("zstd", "lz4", "none") override the stored layout. `store`: the name of one
+        of the server's stores, else its default for the kind.
 
         Raises ValidationError, before anything is stored, naming what cannot be kept.
         """
-        outgoing = outgoing_save(dataset, metadata=metadata, files=files, id=id, chunks=chunks, codec=codec, **fields)
+        outgoing = outgoing_save(
+            dataset, metadata=metadata, files=files, id=id, chunks=chunks, codec=codec, store=store, **fields
+        )
         return self._file(decoded(self._http.request("POST", DATAFILES, outgoing.body())))
 
     def save_many(self, items: Iterable[Mapping[str, Any]]) -> list[Result]:
@@ -122,6 +126,7 @@ class Client:
         id: str | None = None,
         chunks: Mapping[str, Sequence[int]] | None = None,
         codec: str | None = None,
+        store: str | None = None,
         spool: str | os.PathLike[str] | None = None,
         **fields: Any,
     ) -> Sweep:
@@ -130,8 +135,8 @@ class Client:
         `dims`: each dim with the values of its coordinate (or `(values, attrs)`), a length, or None where it grows; the
         coordinate of a growing dim is written like any variable (float64 unless `variables` declares it). `variables`:
         name to `(dtype, dims[, attrs])`. `planned`: expected lengths of growing dims. `notify`: webhook addresses of the
-        server's list to tell of the end. `metadata`, `chunks`, `codec` and the typed fields are as in `save`. `spool`: the
-        folder that keeps what has not arrived (default AQ_DATA_SPOOL, else ~/.aq_data/spool).
+        server's list to tell of the end. `metadata`, `chunks`, `codec`, `store` and the typed fields are as in `save`.
+        `spool`: the folder that keeps what has not arrived (default AQ_DATA_SPOOL, else ~/.aq_data/spool).
 
         What the server refuses is raised; when it is away the sweep begins in the spool. ValidationError for what cannot be.
         """
@@ -147,6 +152,7 @@ class Client:
             "attrs": to_tagged(dict(attrs or {}), "attrs", keep_arrays=True),
             "planned": dict(planned or {}),
             "notify": tuple(notify),
+            **({} if store is None else {"store": store}),
         }
         try:
             new = msgspec.structs.replace(msgspec.convert(document, NewSweep), arrays=tuple(arrays))

@@ -22,10 +22,8 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from aq_data.errors import ConfigError
-from aq_data.storage.arrays.folder import FolderBlobs
-from aq_data.storage.arrays.folding import Folder
-from aq_data.storage.arrays.memory import MemoryBlobs
-from aq_data.storage.arrays.store import ArrayStore
+from aq_data.models.stores import DEFAULT_STORE, MEMORY
+from aq_data.storage.arrays.stores import ArrayStores, Place
 from aq_data.storage.metadata.sqlite import SqliteStore
 from aq_data.storage.metadata.store import MetadataStore
 from aq_server.auth import Guard
@@ -81,10 +79,10 @@ _ROUTES = [
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """The two stores of a deployment and what works on them directly."""
+    """Where a deployment keeps metadata and arrays, and what works on them directly."""
 
     metadata: MetadataStore
-    arrays: ArrayStore
+    arrays: ArrayStores
 
     @property
     def maintenance(self) -> Maintenance:
@@ -101,7 +99,7 @@ class Stores:
     async def close(self) -> None:
         """Finish what was begun."""
         await self.metadata.close()
-        await self.arrays.blobs.close()
+        await self.arrays.close()
 
 
 def open_stores(config: ServerConfig) -> Stores:
@@ -110,13 +108,14 @@ def open_stores(config: ServerConfig) -> Stores:
     if config.memory and address is not None:
         raise ConfigError("memory and mongo exclude each other: name one of them")
     if config.memory:
-        return Stores(SqliteStore(None), ArrayStore(MemoryBlobs()))
-    folder = Path(config.data).expanduser()
-    blobs = FolderBlobs(folder / "blobs")
+        return Stores(SqliteStore(None), ArrayStores({DEFAULT_STORE: Place(MEMORY)}))
+    folder = Path(config.data).expanduser().absolute()
     scratch = folder / "scratch"
+    arrays = ArrayStores({DEFAULT_STORE: Place(str(folder / "blobs"))}, scratch=scratch)
+    arrays.open(DEFAULT_STORE)
     scratch.mkdir(exist_ok=True)
     metadata = _open_mongo(address, config) if address is not None else SqliteStore(folder / DATABASE)
-    return Stores(metadata, ArrayStore(blobs, scratch))
+    return Stores(metadata, arrays)
 
 
 def _mongo_address(config: ServerConfig) -> str | None:
@@ -151,9 +150,9 @@ def build_app(config: ServerConfig, stores: Stores, *, ask_for_tokens: bool) -> 
     registry = CollectorRegistry()
     for collector in (GCCollector, PlatformCollector, ProcessCollector):
         collector(registry=registry)
-    signals, folder = Signals(), Folder(stores.arrays.blobs)
-    growing = Growing(stores.metadata, folder, config.stale_after)
-    folding = Folding(stores.metadata, stores.arrays, folder, signals, Notices(stores.metadata, _webhook_secret(config)))
+    signals = Signals()
+    growing = Growing(stores.metadata, stores.arrays, config.stale_after)
+    folding = Folding(stores.metadata, stores.arrays, signals, Notices(stores.metadata, _webhook_secret(config)))
     datafiles = DataFiles(stores.metadata, stores.arrays, signals)
     reading, searching = Reading(datafiles, growing), Searching(stores.metadata, growing)
     webhooks = frozenset(config.webhooks)
@@ -162,7 +161,7 @@ def build_app(config: ServerConfig, stores: Stores, *, ask_for_tokens: bool) -> 
     provided: dict[str, Any] = {
         "growing": growing,
         "sweeps": sweeps,
-        "following": Following(stores.metadata, folder, signals),
+        "following": Following(stores.metadata, stores.arrays, signals),
         "datafiles": datafiles,
         "history": History(datafiles, growing),
         "comparing": Comparing(datafiles, growing),

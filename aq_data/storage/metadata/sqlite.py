@@ -28,6 +28,7 @@ from aq_data.models.history import Change
 from aq_data.models.paths import SortKey
 from aq_data.models.query import Node
 from aq_data.models.snapshots import joined
+from aq_data.models.stores import DEFAULT_STORE
 from aq_data.models.values import format_instant
 from aq_data.storage.metadata._changes import add_change, changes_before
 from aq_data.storage.metadata._connection import Writer, border, open_connection
@@ -49,7 +50,10 @@ T = TypeVar("T")
 _FROM = "FROM datafiles LEFT JOIN snapshots USING (snapshot)"
 _RECORDS = f"SELECT document, content, attempt, digest {_FROM}"
 _RECORDS_AFTER = f"SELECT document, content, attempt, digest, seq {_FROM}"
-_HASHES = "SELECT hash FROM snapshots WHERE snapshot IN (SELECT snapshot FROM datafiles)"
+_HASHES = (
+    "SELECT DISTINCT hash FROM datafiles JOIN snapshots USING (snapshot) "
+    f"WHERE coalesce(json_extract(CAST(document AS TEXT), '$.store'), '{DEFAULT_STORE}')=?"
+)
 
 CACHED_BYTES = 32 << 20
 """Encoded size of the records kept in memory; one over a hundredth of it is read anew each time."""
@@ -290,8 +294,8 @@ class SqliteStore(MetadataStore):
                 return
             last = rows[-1][-1]
 
-    async def snapshots(self) -> set[str]:
-        return {row[0] for row in await self.read(lambda connection: connection.execute(_HASHES).fetchall())}
+    async def snapshots(self, store: str) -> set[str]:
+        return {row[0] for row in await self.read(lambda connection: connection.execute(_HASHES, (store,)).fetchall())}
 
     # --- tokens ----------------------------------------------------------------------------------------------------
 

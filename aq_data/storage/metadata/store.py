@@ -114,12 +114,12 @@ class MetadataStore(ABC):
         The order of saving is that of `created_at`, then of the id, where several servers save into one database.
         """
 
-    async def snapshots(self) -> set[str]:
-        """The hashes of the snapshots (models.snapshots) that any record has, tombstones included.
+    async def snapshots(self, store: str) -> set[str]:
+        """The hashes of the snapshots (models.snapshots) that records of DataFiles in a store have, tombstones included.
 
-        Reads every record here; a store that knows them says so at once.
+        Reads every record here; a database that knows them says so at once.
         """
-        found = [separated(record.document)[1] async for record in self.scan()]
+        found = [separated(record.document)[1] async for record in self.scan() if record.document.store == store]
         return {snapshot.hash for snapshot in found if snapshot is not None}
 
     @abstractmethod

@@ -49,7 +49,8 @@ class OperationRoutes(Controller):
     )
     async def ready(self, datafiles: NamedDependency[DataFiles]) -> Response[bytes]:
         states = {}
-        for name, check in (("metadata", datafiles.metadata.check), ("blobs", datafiles.arrays.blobs.check)):
+        blobs = (await datafiles.stores.at("default")).blobs
+        for name, check in (("metadata", datafiles.metadata.check), ("blobs", blobs.check)):
             try:
                 await check()
                 states[name] = "ok"
