@@ -28,15 +28,16 @@ from aq_data.models.history import Change
 from aq_data.models.paths import SortKey
 from aq_data.models.query import Node
 from aq_data.models.snapshots import joined
-from aq_data.models.stores import DEFAULT_STORE
+from aq_data.models.stores import DEFAULT_STORE, AddedStore
 from aq_data.models.values import format_instant
 from aq_data.storage.metadata._changes import add_change, changes_before
 from aq_data.storage.metadata._connection import Writer, border, open_connection
 from aq_data.storage.metadata._functions import handing, install
 from aq_data.storage.metadata._index import BACKLOG, Stored, TermIndex
 from aq_data.storage.metadata._plan import Question
-from aq_data.storage.metadata._schema import SCHEMA, SCHEMA_VERSION
+from aq_data.storage.metadata._schema import SCHEMA, SCHEMA_VERSION, STORES
 from aq_data.storage.metadata._snapshots import put_apart
+from aq_data.storage.metadata._stores import change_store
 from aq_data.storage.metadata._sweeps import SqliteSweeps
 from aq_data.storage.metadata.cursors import Cursor
 from aq_data.storage.metadata.record import Record
@@ -109,6 +110,7 @@ class SqliteStore(MetadataStore):
         if version < SCHEMA_VERSION:
             for statement in SCHEMA:
                 connection.execute(statement)
+        connection.execute(STORES)
         newest = connection.execute("SELECT value FROM progress WHERE name='format'").fetchone()[0]
         connection.execute("COMMIT")
         if newest > FORMAT:
@@ -324,6 +326,16 @@ class SqliteStore(MetadataStore):
             return True
 
         return await self._writer.write(operation)
+
+    # --- stores ----------------------------------------------------------------------------------------------------
+
+    async def added_stores(self) -> list[AddedStore]:
+        with self._reader() as connection:
+            rows = connection.execute("SELECT store FROM stores ORDER BY name").fetchall()
+        return [msgspec.json.decode(row[0], type=AddedStore) for row in rows]
+
+    async def change_store(self, before: AddedStore | None, after: AddedStore | None) -> bool:
+        return await self.write(lambda connection: change_store(connection, before, after))
 
     async def check(self) -> None:
         # Taking the write lock and letting go shows that the disk, the file and the lock all work.

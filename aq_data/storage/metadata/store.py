@@ -1,4 +1,4 @@
-"""The contract of a metadata store: records, their terms, tokens."""
+"""The contract of a metadata store: records, their terms, tokens, stores that were added."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from aq_data.models.history import Change
 from aq_data.models.paths import SortKey
 from aq_data.models.query import Node
 from aq_data.models.snapshots import separated
+from aq_data.models.stores import AddedStore
 from aq_data.models.structs import resolve
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.sweeplog import SweepLog
@@ -137,6 +138,17 @@ class MetadataStore(ABC):
     @abstractmethod
     async def revoke_token(self, id: str, revoked_at: str) -> bool:
         """Mark a token revoked; False when there is none of that id."""
+
+    @abstractmethod
+    async def added_stores(self) -> list[AddedStore]:
+        """The stores that admins added, in order of their names."""
+
+    @abstractmethod
+    async def change_store(self, before: AddedStore | None, after: AddedStore | None) -> bool:
+        """Put `after` in place of `before`, which are of one name; None stands for there being none.
+
+        False, changing nothing, when what is there is not `before`.
+        """
 
     @abstractmethod
     async def check(self) -> None:
