@@ -23,6 +23,7 @@ from aq_data.client.spools import is_being_delivered, spool_root
 from aq_data.client.sweeps import Sweep, new_spool, spool_opening
 from aq_data.errors import ConflictError, NotFoundError, UnavailableError, ValidationError
 from aq_data.models.datafile import TYPED_FIELDS, check_id, make_id
+from aq_data.models.stores import StoreStatus
 from aq_data.models.sweep import NewSweep, NewSweepArray, check_new_sweep
 from aq_data.models.values import from_tagged, to_tagged
 from aq_data.wire.routes import (
@@ -30,10 +31,12 @@ from aq_data.wire.routes import (
     COUNT,
     DATAFILES,
     DISTINCT,
+    STORES,
     datafile_path,
     diff_path,
     revert_path,
     revisions_path,
+    store_path,
     sweep_path,
 )
 
@@ -193,6 +196,22 @@ class Client:
         sweep = Sweep(self._http, own, arrays, shared=shared)
         sweep.begin()
         return sweep
+
+    def stores(self) -> list[StoreStatus]:
+        """The places in which the server keeps arrays and files, with their state and use."""
+        return [msgspec.convert(item, StoreStatus) for item in self._http.json("GET", STORES)["items"]]
+
+    def add_store(self, name: str, root: str) -> StoreStatus:
+        """Add a store, or give one in which nothing lies another root; needs the scope admin.
+
+        `root` is a folder of the server's, `gs://bucket/prefix` or `s3://bucket/prefix`. ForbiddenError unless the server's
+        `store_roots` allow it; ConflictError (`in_use`) when something stands against it.
+        """
+        return msgspec.convert(self._http.json("PUT", store_path(name), {"root": root}), StoreStatus)
+
+    def remove_store(self, name: str) -> None:
+        """Take away a store in which nothing lies, else ConflictError (`in_use`); needs the scope admin."""
+        self._http.json("DELETE", store_path(name), repeatable=False)
 
     def deliver_in_background(self) -> None:
         """Begin to deliver what processes of this computer that are gone left in the spool for this target."""

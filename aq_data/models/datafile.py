@@ -25,6 +25,7 @@ __all__ = [
     "DataFile",
     "DataFileId",
     "FileInfo",
+    "Kind",
     "NewDataFile",
     "SweepInfo",
     "apply_patch",

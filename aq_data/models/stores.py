@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import PurePath
+from typing import Literal
 
 import msgspec
 
@@ -18,9 +19,10 @@ __all__ = [
     "DEFAULT_STORE",
     "MEMORY",
     "AddedStore",
+    "StoreStatus",
     "allowing",
     "check_store_name",
-    "is_folder",
+    "kind_of_root",
     "normal_allowance",
     "normal_root",
     "overlap",
@@ -44,6 +46,22 @@ class AddedStore(msgspec.Struct, frozen=True):
     closing: str = ""
 
 
+class StoreStatus(msgspec.Struct, frozen=True):
+    """A store as it is told of: `kind` is folder, gs, s3 or memory; `default_for` the kinds of DataFiles that go there
+    without a word, `*` for all others; `datafiles` how many lie there, exact up to 10,000; `state` is "ok", "closing" while
+    it is being taken away, or what is wrong.
+    """
+
+    name: str
+    kind: str
+    root: str
+    origin: Literal["configured", "added"]
+    default_for: list[str]
+    datafiles: int
+    datafiles_is_exact: bool
+    state: str
+
+
 def check_store_name(name: str) -> None:
     """Refuse what could not stand in an address, a configuration key or a list."""
     if not _NAME.fullmatch(name):
@@ -61,6 +79,8 @@ def normal_root(url: str) -> str:
     if not url.isprintable() or _ANY in url:
         raise ValidationError(f"a store cannot lie in {url[:200]!r}: it has characters that no root has")
     scheme, is_bucket, rest = url.partition("://")
+    if is_bucket and "@" in rest:  # not shown: what stands before it may be a secret
+        raise ValidationError("the address of a store holds no credentials; name a file that has them in the configuration")
     if is_bucket:
         return _normal_bucket(url, scheme, rest)
     path = PurePath(url)
@@ -87,7 +107,7 @@ def normal_allowance(entry: str) -> str:
     before = entry.removesuffix(_ANY)
     parent, slash, start = before.rpartition("/")
     if parent in ("gs:/", "s3:/"):
-        if start and not _BUCKET.fullmatch(f"{start}x"):
+        if start and not _BUCKET.fullmatch(f"{start}xxx"):
             raise ValidationError(f"{entry[:200]!r} allows no bucket: {start!r} begins none")
         return entry
     if not slash or start in (".", ".."):
@@ -117,9 +137,11 @@ def overlap(root: str, other: str) -> bool:
     return root != MEMORY and other != MEMORY and (_is_below(root, other) or _is_below(other, root))
 
 
-def is_folder(root: str) -> bool:
-    """Whether it is a folder, in which symbolic links may lead elsewhere."""
-    return root != MEMORY and "://" not in root
+def kind_of_root(root: str) -> str:
+    """folder, gs, s3 or memory."""
+    if root == MEMORY:
+        return "memory"
+    return root.partition("://")[0] if "://" in root else "folder"
 
 
-resolve(AddedStore)
+resolve(AddedStore, StoreStatus)

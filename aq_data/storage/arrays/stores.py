@@ -10,34 +10,46 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from aq_data.errors import AqDataError, ForbiddenError, UnavailableError, ValidationError
+from aq_data.errors import AqDataError, ConfigError, ForbiddenError, StorageError, UnavailableError, ValidationError
 from aq_data.models.datafile import DataFile
 from aq_data.models.placing import placed, placed_json
-from aq_data.models.stores import DEFAULT_STORE, MEMORY, AddedStore, allowing, is_folder, normal_root
+from aq_data.models.stores import DEFAULT_STORE, MEMORY, AddedStore, allowing, kind_of_root, normal_root
 from aq_data.storage.arrays.blobs import BlobStore
 from aq_data.storage.arrays.folder import FolderBlobs
 from aq_data.storage.arrays.folding import Folder
 from aq_data.storage.arrays.memory import MemoryBlobs
 from aq_data.storage.arrays.store import ArrayStore
 
-__all__ = ["ArrayStores", "Place", "StoreInfo", "Target", "open_blobs"]
+__all__ = ["ArrayStores", "Place", "StoreInfo", "Target", "open_blobs", "real_root"]
 
 KNOWN_SECONDS = 1.0
 OPEN_SECONDS = 10.0
 
 
+class BucketOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Until the buckets are there."""
+
+    endpoint: str | None = None
+    region: str | None = None
+    key_file: str | None = None
+
+
+NO_OPTIONS = BucketOptions()
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a store lies (a root in its one form, models.stores)."""
+    """Where a store lies (a root in its one form, models.stores) and how it is reached."""
 
     root: str
+    options: BucketOptions = NO_OPTIONS
 
     def location(self, key: str) -> str:
         """The address under which other programs find a key; "" when there is none."""
@@ -48,6 +60,8 @@ def open_blobs(place: Place) -> BlobStore:
     """The blob store at a place. A folder is made when it is absent; of a bucket nothing is asked yet."""
     if place.root == MEMORY:
         return MemoryBlobs()
+    if kind_of_root(place.root) != "folder":
+        raise ConfigError(f"{place.root}: this server has no buckets")
     return FolderBlobs(Path(place.root))
 
 
@@ -96,19 +110,20 @@ class ArrayStores:
         configured: Mapping[str, Place],
         *,
         added: Callable[[], Awaitable[list[AddedStore]]] = _nothing_added,
-        roots: Collection[str] = (),
+        roots: Mapping[str, BucketOptions] | None = None,
         default: str = DEFAULT_STORE,
         of_kind: Mapping[str, str] | None = None,
         scratch: Path | None = None,
         open: Callable[[Place], BlobStore] = open_blobs,
     ) -> None:
-        """`added` gives the stores that an admin added, of which those in `roots` can be opened here.
+        """`added` gives the stores that an admin added; `roots` says where they may lie (in the one form of allowances,
+        models.stores) and how they are reached.
 
         New DataFiles without a word go to `of_kind[kind]`, else `default`. `scratch` is as in `ArrayStore`.
         """
         self._configured = {name: StoreInfo(name, place, "configured") for name, place in configured.items()}
-        self._ask, self._roots = added, tuple(roots)
-        self._default, self._of_kind = default, dict(of_kind or {})
+        self._ask, self._roots = added, dict(roots or {})
+        self.default, self._of_kind = default, dict(of_kind or {})
         self._scratch, self._open_blobs_at = scratch, open
         self._added: dict[str, StoreInfo] = {}
         self._asked = float("-inf")
@@ -123,14 +138,26 @@ class ArrayStores:
         await self._refresh()
         return [*self._configured.values(), *self._added.values()]
 
+    async def names(self) -> list[str]:
+        """The names of all, as of now."""
+        return [info.name for info in await self.infos()]
+
+    def known(self) -> list[str]:
+        """The names of those this server has heard of."""
+        return [*self._configured, *self._added]
+
     async def _refresh(self) -> None:
         asked = time.monotonic()
         found = {
-            store.name: StoreInfo(store.name, Place(store.root), "added", store.closing)
+            store.name: StoreInfo(store.name, self._place_of(store.root), "added", store.closing)
             for store in await self._ask()
             if store.name not in self._configured
         }
         self._added, self._asked = found, max(asked, self._asked)
+
+    def _place_of(self, root: str) -> Place:
+        entry = allowing(root, self._roots)
+        return Place(root) if entry is None else Place(root, self._roots[entry])
 
     def _known(self, name: str) -> StoreInfo | None:
         if name in self._configured:
@@ -190,9 +217,10 @@ class ArrayStores:
 
     def _open_blobs(self, info: StoreInfo) -> BlobStore:
         try:
-            if info.origin == "added" and self.allowed(info.place.root) != info.place:
+            place = info.place if info.origin == "configured" else self.allowed(info.place.root)
+            if place.root != info.place.root:
                 raise ForbiddenError(f"{info.place.root} has become a link")
-            return self._open_blobs_at(info.place)
+            return self._open_blobs_at(place)
         except AqDataError as exc:
             raise UnavailableError(f"the store {info.name!r} cannot be opened by this server: {exc}") from exc
 
@@ -202,29 +230,48 @@ class ArrayStores:
         ValidationError for what is no root, ForbiddenError for one that no entry of `store_roots` allows.
         """
         root, entries = normal_root(root), self._roots
-        if is_folder(root):
-            root, entries = os.path.realpath(root), tuple(map(_real_entry, entries))
-        if allowing(root, entries) is None:
+        if root == MEMORY:
+            raise ValidationError(f"{MEMORY} is forgotten with the process; only a configuration may name it")
+        if kind_of_root(root) == "folder":
+            root, entries = real_root(root), {_real_entry(entry): self._roots[entry] for entry in entries}
+        entry = allowing(root, entries)
+        if entry is None:
             raise ForbiddenError(f"{root} is not among the roots this server allows (`store_roots`)")
-        return Place(root)
+        return Place(root, entries[entry])
+
+    async def probe(self, place: Place) -> None:
+        """Return when a blob can be written there; ValidationError when none can, UnavailableError when none can now."""
+        try:
+            blobs = await asyncio.to_thread(self._open_blobs_at, place)
+            try:
+                await asyncio.wait_for(blobs.check(), OPEN_SECONDS)
+            finally:
+                await blobs.close()
+        except TimeoutError as exc:
+            raise UnavailableError(f"{place.root} does not answer") from exc
+        except (ConfigError, StorageError) as exc:
+            raise ValidationError(f"nothing can be kept in {place.root}: {exc}") from exc
 
     # --- where new DataFiles go ------------------------------------------------------------------------------------
 
     def default_for(self, name: str) -> list[str]:
         """Of what a store is the default: of kinds, and `*` for all others."""
-        return [kind for kind, store in sorted(self._of_kind.items()) if store == name] + ["*"] * (self._default == name)
+        return [kind for kind, store in sorted(self._of_kind.items()) if store == name] + ["*"] * (self.default == name)
 
     async def target(self, store: str | msgspec.UnsetType, kind: str) -> Target:
         """The store for a new DataFile. ValidationError, with the names there are, for one that takes none."""
-        name = self._of_kind.get(kind, self._default) if isinstance(store, msgspec.UnsetType) else store
+        name = self._of_kind.get(kind, self.default) if isinstance(store, msgspec.UnsetType) else store
         info = await self._find(name)
+        if info is None or info.closing:
+            there = {info.name: info for info in await self.infos()}
+            info = there.get(name)
         if info is not None and not info.closing:
             return Target(name, await self.at(name), self._confirm)
-        there = ", ".join(info.name for info in await self.infos() if not info.closing)
+        names = ", ".join(other.name for other in there.values() if not other.closing)
         what = "is being removed" if info is not None else "does not exist"
         if isinstance(store, msgspec.UnsetType):
-            raise UnavailableError(f"the default store {name!r} {what}; name one of {there}")
-        raise ValidationError(f"the store {name[:80]!r} {what}; there are {there}")
+            raise UnavailableError(f"the default store {name!r} {what}; name one of {names}")
+        raise ValidationError(f"the store {name[:80]!r} {what}; there are {names}")
 
     async def _confirm(self, target: Target) -> None:
         if target.name in self._configured:
@@ -275,9 +322,14 @@ class ArrayStores:
                 raise outcome
 
 
+def real_root(root: str) -> str:
+    """A root with the links of its folder resolved. Blocks."""
+    return os.path.realpath(root) if kind_of_root(root) == "folder" else root
+
+
 def _real_entry(entry: str) -> str:
     """An allowance with the links of its folder resolved."""
-    if not is_folder(entry):
+    if "://" in entry:
         return entry
     above, _, start = entry.rpartition("/")
     return f"{os.path.realpath(above or '/').rstrip('/')}/{start}" if entry.endswith("*") else os.path.realpath(entry)
