@@ -14,7 +14,7 @@ from aq_data.errors import ConfigError
 from aq_data.models.datafile import Kind
 from aq_data.models.stores import DEFAULT_STORE
 from aq_data.models.structs import resolve
-from aq_data.storage.arrays.stores import BucketOptions
+from aq_data.storage.arrays.bucket import BucketOptions
 
 __all__ = ["ClientConfig", "Config", "ServerConfig", "StoreConfig", "load_config"]
 

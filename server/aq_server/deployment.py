@@ -20,7 +20,8 @@ from aq_data.models.stores import (
     normal_root,
     overlap,
 )
-from aq_data.storage.arrays.stores import ArrayStores, BucketOptions, Place
+from aq_data.storage.arrays.bucket import BucketOptions
+from aq_data.storage.arrays.stores import ArrayStores, Place
 from aq_data.storage.metadata.sqlite import SqliteStore
 from aq_data.storage.metadata.store import MetadataStore
 from aq_server.config import ServerConfig
@@ -64,8 +65,8 @@ class Stores:
 def open_stores(config: ServerConfig) -> Stores:
     """`data/metadata.sqlite`, or MongoDB, and `data/blobs/`, made when absent, or all in memory; and the named stores."""
     address = _mongo_address(config)
-    if config.memory and address is not None:
-        raise ConfigError("memory and mongo exclude each other: name one of them")
+    if config.memory and (address is not None or DEFAULT_STORE in config.stores):
+        raise ConfigError("memory excludes mongo and stores.default: name one or the other")
     folder = Path(config.data).expanduser().absolute()
     places = _places(config, MEMORY if config.memory else str(folder / "blobs"))
     arrays = ArrayStores(

@@ -39,8 +39,8 @@ from aq_data.models.datafile import NewDataFile
 from aq_data.models.stores import AddedStore
 from aq_data.models.sweep import NewSweep, NewSweepArray
 from aq_data.storage.arrays import stores as array_stores
+from aq_data.storage.arrays.bucket import BucketOptions
 from aq_data.storage.arrays.folder import FolderBlobs
-from aq_data.storage.arrays.stores import BucketOptions
 
 STORES = "/api/v1/stores"
 

@@ -22,6 +22,7 @@ from aq_data.models.datafile import DataFile
 from aq_data.models.placing import placed, placed_json
 from aq_data.models.stores import DEFAULT_STORE, MEMORY, AddedStore, allowing, kind_of_root, normal_root
 from aq_data.storage.arrays.blobs import BlobStore
+from aq_data.storage.arrays.bucket import BucketOptions, open_bucket
 from aq_data.storage.arrays.folder import FolderBlobs
 from aq_data.storage.arrays.folding import Folder
 from aq_data.storage.arrays.memory import MemoryBlobs
@@ -31,14 +32,6 @@ __all__ = ["ArrayStores", "Place", "StoreInfo", "Target", "open_blobs", "real_ro
 
 KNOWN_SECONDS = 1.0
 OPEN_SECONDS = 10.0
-
-
-class BucketOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Until the buckets are there."""
-
-    endpoint: str | None = None
-    region: str | None = None
-    key_file: str | None = None
 
 
 NO_OPTIONS = BucketOptions()
@@ -61,7 +54,7 @@ def open_blobs(place: Place) -> BlobStore:
     if place.root == MEMORY:
         return MemoryBlobs()
     if kind_of_root(place.root) != "folder":
-        raise ConfigError(f"{place.root}: this server has no buckets")
+        return open_bucket(place.root, place.options)
     return FolderBlobs(Path(place.root))
 
 
