@@ -297,6 +297,25 @@ def test_what_lies_in_a_store_that_is_not_known_is_told_and_hinders_nothing(conf
     assert [(finding.kind, finding.store) for finding in verified(poorer)] == [("no_store", "archive")]
 
 
+def test_a_store_that_cannot_be_opened_is_told_by_gc_and_verify_after_the_others_were_looked_at(config, tmp_path, data):
+    with running(config) as url, aq_data.connect(url) as client:
+        lost, other = client.save(store="archive").id, client.save().id
+        client.delete(other)
+    shutil.rmtree(tmp_path / "archive")
+    (tmp_path / "archive").write_text("no folder")
+
+    async def collect(stores: Stores) -> list:
+        found = []
+        with pytest.raises(UnavailableError, match="archive"):
+            async for orphan in stores.maintenance.gc(0.0, delete=True):
+                found.append(orphan.prefix.split("/")[0])
+        return found
+
+    assert [(finding.kind, finding.id) for finding in verified(config)] == [("no_store", lost), ("orphan", other)]
+    assert with_stores(config, collect) == [other]
+    assert [(finding.kind, finding.id) for finding in verified(config)] == [("no_store", lost)]
+
+
 # --- one store down ------------------------------------------------------------------------------------------------
 
 
