@@ -76,7 +76,9 @@ class DataFile:
 
     @property
     def path(self) -> str:
-        """Where `arrays.zarr` lay on the server's side when this was fetched: `xarray.open_zarr(file.path)` needs no aq-data.
+        """Where `arrays.zarr` lies on the server's side: `xarray.open_zarr(file.path)` needs no aq-data.
+
+        As of when this was fetched: a store may be moved.
 
         Empty while a sweep is open: then only the server can put its values together.
         """

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import contextlib
 
-import msgspec
 import numpy as np
 import pytest
-from aq_server.app import open_stores
 from aq_server.commands.serving import running
 from aq_server.config import ServerConfig, StoreConfig
+from aq_server.deployment import open_stores
+from services.buckets import ACCESS_KEY, SECRET_KEY
 
 import aq_data
 from aq_data.errors import ConfigError
 
 
 @pytest.fixture
-def config(mongo, mongo_database, data, bucket):
+def config(mongo, mongo_database, data, bucket, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    options = {"endpoint": bucket.options.endpoint, "anonymous": bucket.options.anonymous}
+    store = StoreConfig(url=bucket.url, **options)
     return ServerConfig(
         data=str(data),
         port=0,
-        stores={"default": StoreConfig(url=bucket.url, **msgspec.structs.asdict(bucket.options))},
+        stores={"default": store},
         mongo=mongo,
         mongo_database=mongo_database,
     )
@@ -50,20 +55,22 @@ def test_what_one_server_saves_another_with_an_empty_folder_reads(config, tmp_pa
         assert one.search({}).total == 1
 
 
-def test_a_bucket_beside_memory_is_refused(data):
-    """And so is what is no address of a bucket, or an option of another kind of bucket."""
-    with pytest.raises(ConfigError, match="memory excludes"):
-        open_stores(ServerConfig(data=str(data), stores={"default": StoreConfig(url="gs://bucket")}, memory=True))
-    with pytest.raises(ConfigError, match="gs://name/prefix"):
-        open_stores(ServerConfig(data=str(data), stores={"default": StoreConfig(url="https://bucket")}))
-    with pytest.raises(ConfigError, match="profile is an option of s3"):
-        open_stores(ServerConfig(data=str(data), stores={"archive": StoreConfig(url="gs://bucket", profile="x")}))
+def test_what_is_no_address_of_a_bucket_and_options_of_another_kind_are_refused_at_the_start(data):
+    """By name, before anything is stored."""
+    for store, wrong in (
+        (StoreConfig(url="https://bucket"), "https://bucket"),
+        (StoreConfig(url="gs://bucket", region="eu"), "region"),
+        (StoreConfig(url="s3://bucket", credentials_file=str(data / "absent")), "absent"),
+    ):
+        with pytest.raises(ConfigError, match=wrong):
+            open_stores(ServerConfig(data=str(data), stores={"default": store}))
 
 
 def test_blobs_may_lie_in_another_folder(data, tmp_path):
-    """That of the store `default`, made when absent."""
-    config = ServerConfig(data=str(data), port=0, stores={"default": StoreConfig(url=str(tmp_path / "disk"))})
+    """Named by the store `default`, made when absent."""
+    disk = tmp_path / "disk"
+    config = ServerConfig(data=str(data), port=0, stores={"default": StoreConfig(url=str(disk))})
     with running(config) as url, aq_data.connect(url) as client:
         file = client.save({"y": np.arange(3)}, name="x")
-        assert file.path.startswith(str(tmp_path / "disk"))
+        assert file.path.startswith(str(disk))
         assert not (data / "blobs").exists()
