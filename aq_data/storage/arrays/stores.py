@@ -146,7 +146,8 @@ class ArrayStores:
             for store in await self._ask()
             if store.name not in self._configured
         }
-        self._added, self._asked = found, max(asked, self._asked)
+        if asked >= self._asked:  # else somebody who began to ask later was answered before
+            self._added, self._asked = found, asked
 
     def _place_of(self, root: str) -> Place:
         entry = allowing(root, self._roots)
