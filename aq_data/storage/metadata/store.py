@@ -123,6 +123,10 @@ class MetadataStore(ABC):
         found = [separated(record.document)[1] async for record in self.scan() if record.document.store == store]
         return {snapshot.hash for snapshot in found if snapshot is not None}
 
+    async def needs_snapshot(self, store: str, hash: str) -> bool:
+        """Whether a snapshot is among them."""
+        return hash in await self.snapshots(store)
+
     @abstractmethod
     async def add_token(self, token: Token) -> None:
         """Store a token."""
