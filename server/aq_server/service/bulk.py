@@ -65,7 +65,8 @@ class Bulk:
         async def save(new: NewDataFile) -> Outcome:
             attempt = await self._datafiles.begin_save(new, user)
             try:
-                return Outcome(*await attempt.commit())
+                document, is_new = await attempt.commit()
+                return Outcome(await self._growing.present(document), is_new)
             except BaseException:
                 await attempt.discard()
                 raise
