@@ -17,6 +17,7 @@ from aq_server.config import ServerConfig
 from hypothesis import HealthCheck, settings
 from services import buckets as bucket_service
 from services import mongo as mongo_service
+from services.proxying import HttpProxy
 
 import aq_data
 
@@ -95,6 +96,13 @@ def s3() -> Iterator[bucket_service.Bucket]:
 def bucket(request: pytest.FixtureRequest) -> bucket_service.Bucket:
     """An empty place in a bucket, of either kind."""
     return request.getfixturevalue(request.param).place()
+
+
+@pytest.fixture
+def proxied(bucket: bucket_service.Bucket) -> Iterator[tuple[bucket_service.Bucket, HttpProxy]]:
+    """The same through a proxy that counts and misbehaves."""
+    with bucket.behind_proxy() as pair:
+        yield pair
 
 
 @pytest.fixture
