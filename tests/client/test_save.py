@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import json
 import math
@@ -19,9 +18,9 @@ import pytest
 import xarray as xr
 import zarr
 from aq_server.commands.serving import running
-from aq_server.config import ServerConfig
 from hypothesis import given
 from hypothesis import strategies as st
+from services.deployment import WAYS, blobs, deployed, opened
 
 import aq_data
 from aq_data.client.arrays import RemoteArray
@@ -35,13 +34,12 @@ STRING = np.dtypes.StringDType()
 random = np.random.default_rng(20260131)
 
 
-@pytest.fixture(scope="module", params=["http", "embedded"])
+@pytest.fixture(scope="module", params=WAYS)
 def lab(request, tmp_path_factory) -> Iterator[aq_data.Client]:
     """One client for the whole module: saves do not touch each other."""
     data = tmp_path_factory.mktemp("lab")
-    with contextlib.ExitStack() as stack:
-        target = stack.enter_context(running(ServerConfig(data=str(data), port=0))) if request.param == "http" else data
-        yield stack.enter_context(aq_data.connect(target))
+    with opened(data, request.param) as client:
+        yield client
 
 
 def fill(dtype: str | np.dtype, shape: tuple[int, ...]) -> np.ndarray:
@@ -538,8 +536,8 @@ def test_attributes_keep_their_numpy_dtypes(lab):
 def guarded(tmp_path_factory) -> Iterator[tuple[aq_data.Client, pathlib.Path]]:
     """A folder into which nothing may ever come."""
     data = tmp_path_factory.mktemp("guarded")
-    with running(ServerConfig(data=str(data), port=0)) as url, aq_data.connect(url) as client:
-        yield client, data / "blobs"
+    with running(deployed(data)) as url, aq_data.connect(url) as client:
+        yield client, blobs(data)
 
 
 def assert_refused(guarded, phrase: str, code: str | None, **save: Any) -> None:

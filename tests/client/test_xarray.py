@@ -19,9 +19,9 @@ import pandas as pd
 import pytest
 import xarray as xr
 from aq_server.commands.serving import running
-from aq_server.config import ServerConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from services.deployment import WAYS, deployed, opened
 from xarray.testing.strategies import variables
 
 import aq_data
@@ -31,13 +31,12 @@ from aq_data.errors import AqDataError, NotFoundError, SelectionError, Unavailab
 random = np.random.default_rng(4)
 
 
-@pytest.fixture(scope="module", params=["http", "embedded"])
+@pytest.fixture(scope="module", params=WAYS)
 def lab(request, tmp_path_factory) -> Iterator[aq_data.Client]:
     """One client for the whole module: saves do not touch each other."""
     data = tmp_path_factory.mktemp("lab")
-    with contextlib.ExitStack() as stack:
-        target = stack.enter_context(running(ServerConfig(data=str(data), port=0))) if request.param == "http" else data
-        yield stack.enter_context(aq_data.connect(target))
+    with opened(data, request.param) as client:
+        yield client
 
 
 def assert_same(got: xr.Dataset, sent: xr.Dataset) -> None:
@@ -504,7 +503,7 @@ def test_lazy_datasets_compute_in_another_process(lab):
 
 def test_lazy_datasets_outlive_the_client(data):
     """Closing the client takes nothing from a dataset that was opened before: it opens its own way to the data."""
-    with running(ServerConfig(data=str(data), port=0)) as url:
+    with running(deployed(data)) as url:
         with aq_data.connect(url) as client:
             lazy = client.save(BIG.isel(y=slice(0, 10))).open()
         np.testing.assert_array_equal(lazy.z.isel(y=3).values, BIG.z.values[3])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import xarray as xr
+from services.deployment import blobs, environment
 
 import aq_data
 from aq_data.models.datafile import make_id
@@ -93,14 +95,14 @@ class Shipment:
 def operate(data: Path, *words: str) -> list[dict[str, Any]]:
     """Lines of an operator's command (`verify`, `gc`…) on a folder; its exit status, 0 or 3, must agree with `verify`."""
     command = [sys.executable, "-m", "aq_server", *words, "--data", str(data), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment(data)})
     assert done.returncode in (0, 3), done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def unexplained(data: Path, client: aq_data.Client) -> list[str]:
     """Files and empty folders below `blobs` that no document accounts for."""
-    root = data / "blobs"
+    root = blobs(data)
     known: set[Path] = {root / ".ready"}
     for file in client.search(limit=None, include_deleted=True):
         document = file.to_json()

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from services.deployment import environment
 
 import aq_data
 from aq_data.errors import UnavailableError
@@ -272,7 +273,8 @@ class Server(Process):
         self.steps = log.with_suffix(".steps")
         settings = {"folding": EAGER, "steps": str(self.steps), **settings}
         command = [str(HERE / "sweep_server.py"), json.dumps(settings), "serve", "--data", str(data), "--port", str(port)]
-        super().__init__(command, log, {"AQ_DATA_SERVER__LOG_LEVEL": "error"}, stdout=subprocess.PIPE, text=True)
+        more = {"AQ_DATA_SERVER__LOG_LEVEL": "error", **environment(data)}
+        super().__init__(command, log, more, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         found = re.search(r"http://\S+?:\d+", self.process.stdout.readline())
         assert found is not None, f"the server did not start: {log.read_text()[-2000:]}"

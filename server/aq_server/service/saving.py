@@ -131,8 +131,11 @@ class Save:
                             await other.flush()
                     self._held = 0
 
-    async def commit(self) -> tuple[DataFile, bool]:
-        """Publish. The document and whether it is new; ConflictError (`id_taken`) when the id holds other content."""
+    async def commit(self, at: datetime | None = None) -> tuple[DataFile, bool]:
+        """Publish. The document and whether it is new; ConflictError (`id_taken`) when the id holds other content.
+
+        `at`: when it counts as saved, for those who save several at once in an order; else now.
+        """
         for index, array in enumerate(self._new.arrays):
             if index not in self._array_digests:
                 await self.begin_array(index)
@@ -142,7 +145,7 @@ class Save:
         digest = self._digest()
         if self._existing is not None:
             return self._answer_existing(self._existing, digest), False
-        document = self._document()
+        document = self._document(at or now())
         snapshot = await self._arrays.publish_group(document, self._attempt, digest, [w for w in self._writers if w])
         self._publishing = True
         existing = await self._metadata.insert(Record(document, self._attempt, digest))
@@ -177,8 +180,8 @@ class Save:
             total.update(msgspec.json.encode([info.name, info.content_type, info.size, info.sha256]))
         return str(total.hexdigest())
 
-    def _document(self) -> DataFile:
-        saved_at = format_instant(now())
+    def _document(self, at: datetime) -> DataFile:
+        saved_at = format_instant(at)
         infos = tuple(writer.info for writer in self._writers if writer is not None)
         typed = {field: getattr(self._new, field) for field in TYPED_FIELDS}
         return DataFile(
