@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from aq_server.app import open_stores
 from aq_server.service import folding as folding_module
 from aq_server.service.datafiles import DataFiles
 from aq_server.service.folding import Folding
@@ -26,6 +27,7 @@ from aq_server.service.reading import Reading
 from aq_server.service.signals import Signals
 from aq_server.service.sweep_parts import SweepParts
 from aq_server.service.sweeps import Sweeps
+from services.deployment import deployed
 
 from aq_data.errors import ConflictError, UnavailableError
 from aq_data.models.arrays import NewArray
@@ -33,10 +35,8 @@ from aq_data.models.datafile import NewDataFile, make_id
 from aq_data.models.selection import parse_selection
 from aq_data.models.sweep import Block, Ending, NewSweep, NewSweepArray, Piece, Plan, State
 from aq_data.storage.arrays import folding as objects_module
-from aq_data.storage.arrays.folder import FolderBlobs
 from aq_data.storage.arrays.folding import Folder
 from aq_data.storage.arrays.store import ArrayStore
-from aq_data.storage.metadata.sqlite import SqliteStore
 
 DEADLINE = 20.0
 EMPTY = float("nan")
@@ -129,7 +129,8 @@ class Server:
 
     def __init__(self, root: Path) -> None:
         self.step = Step()
-        self._metadata, self._blobs = SqliteStore(root / "metadata.sqlite"), FolderBlobs(root / "blobs")
+        stores = open_stores(deployed(root))
+        self._metadata, self._blobs = stores.metadata, stores.arrays.blobs
         self.metadata: Any = Watched(self._metadata, self.step)
         self.blobs: Any = Watched(self._blobs, self.step)
         self.arrays, self.folder, signals = ArrayStore(self.blobs), Folder(self.blobs), Signals()
