@@ -18,7 +18,7 @@ $(INSTALLED): .venv/bin/python pyproject.toml constraints.txt
 	@touch $@
 
 $(INSTALLED_DEV): .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[server,arrow,dask,netcdf,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[server,gcs,s3,arrow,dask,netcdf,dev]'
 	@touch $@ $(INSTALLED)
 
 demo: $(INSTALLED) ## install, start a server, save a simulated sweep, find it, read a slice

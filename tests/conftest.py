@@ -14,14 +14,19 @@ from pathlib import Path
 import pytest
 from aq_server.commands.serving import running
 from hypothesis import HealthCheck, settings
+from services import buckets as bucket_service
 from services import mongo as mongo_service
-from services.deployment import PRODUCTION, WAYS, Production, deployed, environment, opened
+from services.deployment import CREDENTIALS, PRODUCTION, WAYS, Production, deployed, environment, opened
 
 import aq_data
 
 SOAK = bool(os.environ.get("AQ_DATA_SOAK"))
 SERVICES = os.environ.get("AQ_DATA_SERVICES", "")
 """Any value runs the tests that need a service if it is there; with "required" one that is not there is a failure."""
+
+OWN_VARIABLES = {f"AQ_DATA_{word}" for word in ("SOAK", "SERVICES", "MONGO", "GCS", "S3")} | (
+    CREDENTIALS.keys() if PRODUCTION else set()
+)
 
 settings.register_profile(
     "default", max_examples=60, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck)
@@ -31,7 +36,7 @@ settings.load_profile("soak" if SOAK else "default")
 
 
 def pytest_collection_modifyitems(config, items):
-    lacks_services = SERVICES != "required" and not (SERVICES and mongo_service.is_there())
+    lacks_services = SERVICES != "required" and not (SERVICES and mongo_service.is_there() and bucket_service.are_there())
     for item in items:
         if not SOAK and "soak" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="a long run; `make soak` has it"))
@@ -47,7 +52,7 @@ def pytest_collection_modifyitems(config, items):
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No configuration or token of the machine reaches a test."""
     for name in list(os.environ):
-        if name.startswith("AQ_DATA_") and name not in ("AQ_DATA_SOAK", "AQ_DATA_SERVICES", "AQ_DATA_MONGO"):
+        if name.startswith(("AQ_DATA_", "AWS_", "GOOGLE_")) and name not in OWN_VARIABLES:
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp() / "home"))
 
@@ -78,13 +83,34 @@ def mongo_database(mongo_room: mongo_service.Room) -> str:
     return mongo_room.name
 
 
+@pytest.fixture(scope="session")
+def gcs() -> Iterator[bucket_service.Bucket]:
+    """A bucket of a server that speaks as Google Cloud Storage does, for this run."""
+    with bucket_service.gcs_running() as bucket:
+        yield bucket
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[bucket_service.Bucket]:
+    """A bucket of a server that speaks S3, for this run."""
+    with bucket_service.s3_running() as bucket:
+        yield bucket
+
+
+@pytest.fixture(params=["gcs", "s3"])
+def bucket(request: pytest.FixtureRequest) -> bucket_service.Bucket:
+    """An empty place in a bucket, of either kind."""
+    return request.getfixturevalue(request.param).place()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _production(request: pytest.FixtureRequest) -> Iterator[Production | None]:
     """The services that the deployments of this run stand on; none when they are embedded."""
     if not PRODUCTION:
         yield None
         return
-    with Production(request.getfixturevalue("mongo")) as production:
+    mongo, buckets = request.getfixturevalue("mongo"), [request.getfixturevalue(name) for name in ("gcs", "s3")]
+    with Production(mongo, buckets) as production:
         yield production
 
 

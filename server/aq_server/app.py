@@ -22,6 +22,8 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from aq_data.errors import ConfigError
+from aq_data.storage.arrays.blobs import BlobStore
+from aq_data.storage.arrays.bucket import BucketOptions, open_bucket
 from aq_data.storage.arrays.folder import FolderBlobs
 from aq_data.storage.arrays.folding import Folder
 from aq_data.storage.arrays.memory import MemoryBlobs
@@ -105,18 +107,27 @@ class Stores:
 
 
 def open_stores(config: ServerConfig) -> Stores:
-    """`data/metadata.sqlite`, or MongoDB, and `data/blobs/`, made when absent; or all in memory."""
+    """`data/metadata.sqlite`, or MongoDB, and `data/blobs/`, made when absent, or a bucket; or all in memory."""
     address = _mongo_address(config)
-    if config.memory and address is not None:
-        raise ConfigError("memory and mongo exclude each other: name one of them")
+    if config.memory and (address is not None or config.blobs is not None):
+        raise ConfigError("memory excludes mongo and blobs: name one or the other")
     if config.memory:
         return Stores(SqliteStore(None), ArrayStore(MemoryBlobs()))
     folder = Path(config.data).expanduser()
-    blobs = FolderBlobs(folder / "blobs")
+    blobs = _open_blobs(config, folder)
     scratch = folder / "scratch"
-    scratch.mkdir(exist_ok=True)
+    scratch.mkdir(parents=True, exist_ok=True)
     metadata = _open_mongo(address, config) if address is not None else SqliteStore(folder / DATABASE)
     return Stores(metadata, ArrayStore(blobs, scratch))
+
+
+def _open_blobs(config: ServerConfig, folder: Path) -> BlobStore:
+    if config.blobs is not None and "://" in config.blobs:
+        endpoint, is_gcs = config.blobs_endpoint, config.blobs.startswith("gs:")
+        return open_bucket(config.blobs, BucketOptions(endpoint=endpoint, anonymous=is_gcs and endpoint is not None))
+    if config.blobs_endpoint is not None:
+        raise ConfigError("blobs_endpoint is the address of a bucket's server, but blobs names no bucket (gs://…, s3://…)")
+    return FolderBlobs(folder / "blobs" if config.blobs is None else Path(config.blobs).expanduser())
 
 
 def _mongo_address(config: ServerConfig) -> str | None:

@@ -28,6 +28,10 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """TCP port; 0 takes any free one."""
     data: str = "aq-data"
     """Folder of the database and the blobs; `~` is the home folder. Made when absent."""
+    blobs: str | None = None
+    """Where the blobs are instead: `gs://bucket/prefix`, `s3://bucket/prefix` or another folder."""
+    blobs_endpoint: str | None = None
+    """Address of an S3 server that is not Amazon's, or of an emulator of GCS, which is then asked without credentials."""
     mongo: str | None = None
     """Address of MongoDB (`mongodb://…`), which then has the metadata. A secret: it may hold a password."""
     mongo_file: str | None = None

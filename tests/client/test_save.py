@@ -303,7 +303,7 @@ def test_the_codec_is_stored_as_asked(lab, codec):
     arrays = {dtype.replace("?", "bool"): fill(dtype, (64, 33)) for dtype in FIXED} | {"text": np.array(TEXTS, object)}
     file = assert_kept(lab, arrays, codec=codec, chunks={"f8": (10, 10), "c16": (64, 5)})
     assert [info.get("codec", "zstd") for info in file.to_json()["arrays"]] == [codec] * len(arrays)
-    description = json.loads((pathlib.Path(file.path) / "f8" / "zarr.json").read_text())
+    description = json.loads((pathlib.at(file.path) / "f8" / "zarr.json").read_text())
     blosc = [entry["configuration"]["cname"] for entry in description["codecs"] if entry["name"] == "blosc"]
     assert blosc == ([] if codec == "none" else [codec])
     assert description["codecs"][-1]["name"] == "crc32c"

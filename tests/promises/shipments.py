@@ -16,8 +16,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import xarray as xr
-from services.deployment import blobs, environment
+from services.deployment import at, blobs, environment, open_zarr
 
 import aq_data
 from aq_data.models.datafile import make_id
@@ -86,7 +85,7 @@ class Shipment:
         sent = self.content()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of zarr, about consolidated metadata in version 3
-            plain = xr.open_zarr(path, chunks=None)
+            plain = open_zarr(path, chunks=None)
             assert plain.attrs["aq_data"]["document"]["metadata"] == sent["metadata"]
             for name, (_, values, *_) in sent.get("dataset", {}).items():
                 assert plain[name].values.tobytes() == values.tobytes()
@@ -106,7 +105,7 @@ def unexplained(data: Path, client: aq_data.Client) -> list[str]:
     known: set[Path] = {root / ".ready"}
     for file in client.search(limit=None, include_deleted=True):
         document = file.to_json()
-        group = Path(file.path)
+        group = at(file.path)
         instruments = msgspec.json.encode(document["instruments"])
         if len(instruments) >= SNAPSHOT_BYTES:
             known.add(root / "snapshots" / f"{hashlib.sha256(instruments).hexdigest()}.json")

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xarray as xr
-from services.deployment import environment
+from services.deployment import environment, open_zarr
 
 import aq_data
 from aq_data.errors import UnavailableError
@@ -196,7 +195,7 @@ def check_ended(course: Course, client: aq_data.Client, blocks: int) -> None:
     expected = course.state(blocks)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of zarr, about consolidated metadata and text in version 3
-        with xr.open_zarr(file.path, chunks=None) as plain:
+        with open_zarr(file.path, chunks=None) as plain:
             for name in course.names:
                 assert course.seen(name, file[name][...]) == blocks
                 assert course.seen(name, plain[name].values) == blocks

@@ -27,7 +27,7 @@ from aq_server.service.reading import Reading
 from aq_server.service.signals import Signals
 from aq_server.service.sweep_parts import SweepParts
 from aq_server.service.sweeps import Sweeps
-from services.deployment import deployed
+from services.deployment import at, deployed
 
 from aq_data.errors import ConflictError, UnavailableError
 from aq_data.models.arrays import NewArray
@@ -517,12 +517,12 @@ def test_9_a_folder_that_wakes_after_the_end_changes_nothing(tmp_path, monkeypat
         if label not in ("copy", "end"):
             await b.write(plan, 2, [2, 2], start=1)
         document = await b.sweeps.end(plan.id, "complete", Ending({"w": 1}))
-        before = files_below(Path(document.path))
+        before = files_below(at(document.path))
         expected = [1, 2, 2, 1] if label not in ("copy", "end") else [1] * 4
         a.step.go_on()
         await late
         assert await r.read(plan) == expected
-        assert files_below(Path(document.path)) == before
+        assert files_below(at(document.path)) == before
 
     test(tmp_path, monkeypatch)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import xarray as xr
-from services.deployment import WAYS, opened
+from services.deployment import WAYS, open_zarr, opened
 
 import aq_data
 
@@ -70,7 +70,7 @@ def test_a_recorded_measurement_comes_back_identical(lab, path):
     assert [hit.id for hit in lab.search({"identifiers.file": where, "files.name": path.name})] == [file.id]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of zarr, about what version 3 of its specification does not name yet
-        plain = xr.open_zarr(file.path, chunks=None, decode_cf=False)
+        plain = open_zarr(file.path, chunks=None, decode_cf=False)
         for name, variable in dataset.variables.items():
             xr.testing.assert_identical(plain[name].variable.load(), variable)
 

@@ -12,11 +12,10 @@ import httpx
 import msgspec
 import numpy as np
 import pytest
-import xarray as xr
 from aq_server.app import Stores
 from aq_server.service.datafiles import DataFiles
 from aq_server.service.saving import Save
-from services.deployment import blobs, lose_database, opened, with_stores
+from services.deployment import at, blobs, lose_database, open_zarr, opened, with_stores
 
 import aq_data
 from aq_data.models.datafile import DataFile, NewDataFile, make_id
@@ -43,7 +42,7 @@ def snapshots(data: Path) -> set[str]:
 
 
 def copy_of(file: aq_data.DataFile) -> dict:
-    return json.loads((Path(file.path) / "zarr.json").read_bytes())["attributes"]["aq_data"]["document"]
+    return json.loads((at(file.path) / "zarr.json").read_bytes())["attributes"]["aq_data"]["document"]
 
 
 async def listed(found) -> list:
@@ -87,7 +86,7 @@ def test_measurements_that_share_a_snapshot_refer_to_one_blob(data, client):
     for file in files:
         assert copy_of(file)["instruments"] == {"$snapshot": Path(key_of(instruments())).stem}
         assert client.get(file.id).instruments == instruments()
-        np.testing.assert_array_equal(xr.open_zarr(file.path, chunks=None)["a"], np.arange(3))
+        np.testing.assert_array_equal(open_zarr(file.path, chunks=None)["a"], np.arange(3))
     assert copy_of(small)["instruments"] == {"vna": {"number": 1}}
     assert client.search({"instruments.vna.settings.number.value": 2}).total == 1
     assert [file.instruments for file in client.search({"instruments.vna.settings.number.value": 1}, limit=9)] == [
@@ -273,6 +272,7 @@ def test_a_snapshot_that_a_save_came_to_refer_to_while_it_was_collected_is_put_b
 # --- what it costs ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.embedded("measures the files of SQLite")
 @pytest.mark.parametrize("count", [250, pytest.param(1000, marks=pytest.mark.soak)])
 def test_records_with_one_snapshot_of_a_megabyte_cost_what_they_do_without_and_the_snapshot(data, monkeypatch, count):
     """Database and blobs together, everything indexed: 3.3 kB a record, and the snapshot once in each with its terms."""

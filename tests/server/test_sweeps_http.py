@@ -13,7 +13,7 @@ import zarr
 from aq_server.commands.serving import running
 from aq_server.service import folding
 from forms import DATAFILES, RAW, document_part, new_id
-from services.deployment import deployed
+from services.deployment import deployed, open_zarr
 from test_zarr_view import HttpStore
 
 import aq_data
@@ -205,7 +205,7 @@ def test_the_zarr_view_of_an_open_sweep_is_read_by_any_reader(own, server, monke
         answer = own.post(f"{SWEEPS}/{id}/finish", json={"writers": {"w": 8}})  # the second time round it has ended
         assert answer.status_code == 200
     assert own.get(f"{DATAFILES}/{id}/zarr/flux/c/0").status_code == 404  # nobody measured it
-    np.testing.assert_array_equal(xr.open_zarr(answer.json()["path"])["iq"].values, expected)
+    np.testing.assert_array_equal(open_zarr(answer.json()["path"])["iq"].values, expected)
 
 
 def test_previews_count_only_what_was_measured(wire):

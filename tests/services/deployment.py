@@ -1,6 +1,7 @@
-"""The deployment that tests of a server run on: embedded (SQLite and a folder), or production (MongoDB).
+"""The deployment that tests of a server run on: embedded (SQLite and a folder), or production (MongoDB and a bucket).
 
-A deployment is known by its folder: whoever names the same folder, in this process or another, gets the same database.
+A deployment is known by its folder: whoever names the same folder, in this process or another, gets the same database and
+the same place in the same bucket, of Google's kind or of S3's, as the name of the folder decides.
 `AQ_DATA_DEPLOYMENT=production` chooses; `make test-services` runs the tests of servers, clients and promises on it.
 """
 
@@ -9,19 +10,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterator
+import zlib
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import xarray as xr
 from aq_server.app import Stores, open_stores
 from aq_server.commands.serving import running
 from aq_server.config import ServerConfig
+from services.buckets import ACCESS_KEY, SECRET_KEY, Bucket
 from services.mongo import Room
 
 import aq_data
 
 __all__ = [
+    "CREDENTIALS",
     "PRODUCTION",
     "WAYS",
     "Production",
@@ -31,6 +38,7 @@ __all__ = [
     "lose_database",
     "opened",
     "rows_of_sweeps",
+    "storage_options",
     "with_stores",
 ]
 
@@ -41,18 +49,31 @@ WAYS = ("http",) if PRODUCTION else ("http", "embedded")
 """How a client gets to a deployment: through a server over a socket, and in embedded mode through the folder itself."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """What one deployment has of the services of a run."""
+
+    room: Room
+    place: Bucket
+
+
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "AWS_REGION": "us-east-1"}
+"""Of the S3 server, where its clients look for them; the variables are set while there is a `Production`."""
+
+
 class Production:
-    """The services of a run, and which part of them each folder has. One that was given back is emptied and lent again."""
+    """The services of a run, and which part of them each folder has. A database given back is emptied and lent again."""
 
     current: Production | None = None
 
-    def __init__(self, mongo: str) -> None:
-        self.mongo = mongo
-        self._lent: dict[Path, Room] = {}
+    def __init__(self, mongo: str, buckets: Sequence[Bucket]) -> None:
+        self.mongo, self._buckets = mongo, buckets
+        self._lent: dict[Path, Part] = {}
         self._idle: list[Room] = []
 
     def __enter__(self) -> Production:
         Production.current = self
+        os.environ |= CREDENTIALS
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -61,26 +82,34 @@ class Production:
         for room in self._idle:
             room.close()
 
-    def room(self, folder: Path) -> Room:
-        """The database of a folder."""
+    def part(self, folder: Path) -> Part:
+        """That of a folder."""
         if folder not in self._lent:
             room = self._idle.pop() if self._idle else Room(self.mongo)
             room.clear()
-            self._lent[folder] = room
+            names = re.sub(r"\d+", "", "/".join(folder.parts[-2:]))
+            self._lent[folder] = Part(room, self._buckets[zlib.crc32(names.encode()) % len(self._buckets)].place())
         return self._lent[folder]
 
     def give_back(self, below: Path = Path("/")) -> None:
         """The tests that had folders there have ended."""
         for folder in [folder for folder in self._lent if folder.is_relative_to(below)]:
-            self._idle.append(self._lent.pop(folder))
+            self._idle.append(self._lent.pop(folder).room)
+
+    def bucket_of(self, path: str) -> Bucket:
+        """That in which an address lies."""
+        return next(bucket for bucket in self._buckets if path.startswith(bucket.url))
 
 
-def _settings(data: Path) -> dict[str, Any]:
+def _settings(data: Path) -> dict[str, str]:
     """What the configuration says about where the deployment of a folder keeps things."""
     if Production.current is None:
         return {"data": str(data)}
-    room = Production.current.room(data)
-    return {"data": str(data), "mongo": Production.current.mongo, "mongo_database": room.name}
+    part = Production.current.part(data)
+    endpoint = part.place.options.endpoint
+    assert endpoint is not None
+    database = {"mongo": Production.current.mongo, "mongo_database": part.room.name}
+    return {"data": str(data), **database, "blobs": part.place.url, "blobs_endpoint": endpoint}
 
 
 def deployed(data: Path, **options: Any) -> ServerConfig:
@@ -90,7 +119,8 @@ def deployed(data: Path, **options: Any) -> ServerConfig:
 
 def environment(data: Path) -> dict[str, str]:
     """The same for a command that is given `--data`."""
-    return {f"AQ_DATA_SERVER__{key.upper()}": value for key, value in _settings(data).items()}
+    settings = {f"AQ_DATA_SERVER__{key.upper()}": value for key, value in _settings(data).items()}
+    return settings if Production.current is None else settings | CREDENTIALS
 
 
 @contextlib.contextmanager
@@ -102,14 +132,32 @@ def opened(data: Path, way: str = WAYS[-1]) -> Iterator[aq_data.Client]:
 
 
 def blobs(data: Path) -> Path:
-    """Where the deployment at a folder keeps its blobs, to look and to damage."""
-    return data / "blobs"
+    """Where the deployment at a folder, or the server of its bucket, keeps its blobs, to look and to damage."""
+    return data / "blobs" if Production.current is None else Production.current.part(data).place.folder
+
+
+def at(path: str) -> Path:
+    """The same of one address, such as `file.path`."""
+    if Production.current is None:
+        return Path(path)
+    bucket = Production.current.bucket_of(path)
+    return bucket.folder / path.removeprefix(f"{bucket.url}/")
+
+
+def storage_options(path: str) -> dict[str, Any] | None:
+    """What another program must be told to open an address: how to reach the bucket, when it is in one."""
+    return None if Production.current is None else Production.current.bucket_of(path).storage_options
+
+
+def open_zarr(path: str, **options: Any) -> xr.Dataset:
+    """`xarray.open_zarr(file.path)`, of a folder or of a bucket."""
+    return xr.open_zarr(path, storage_options=storage_options(path), **options)
 
 
 def lose_database(data: Path) -> None:
     """The deployment at a folder, which nobody has open, keeps nothing but its blobs."""
     if Production.current is not None:
-        Production.current.room(data).clear()
+        Production.current.part(data).room.clear()
     for path in data.glob("metadata.sqlite*"):
         path.unlink()
 
@@ -117,7 +165,7 @@ def lose_database(data: Path) -> None:
 def rows_of_sweeps(data: Path) -> int:
     """What the database keeps of the blocks of sweeps."""
     if Production.current is not None:
-        return Production.current.room(data).count("blocks")
+        return Production.current.part(data).room.count("blocks")
     with contextlib.closing(sqlite3.connect(data / "metadata.sqlite")) as connection:
         count: int = connection.execute("SELECT (SELECT count(*) FROM blocks) + (SELECT count(*) FROM sweeps)").fetchone()[0]
     return count

@@ -21,7 +21,7 @@ FRONT = Path(__file__).parent / "mongo" / "front.js"
 
 def is_there() -> bool:
     """Whether `running` has something to run."""
-    return IN_DOCKER or not missing()
+    return IN_DOCKER or not missing("mongo")
 
 
 class Engine:
@@ -90,8 +90,8 @@ def running() -> Iterator[str]:
         with MongoDbContainer("mongo:8") as container:
             yield container.get_connection_url()
         return
-    if missing():
-        raise AssertionError(f"{', '.join(missing())} is not there: run `make services`")
+    if missing("mongo"):
+        raise AssertionError(f"{', '.join(missing('mongo'))} is not there: run `make services`")
     # Not pytest's folder: that keeps the last three runs, and a database is preallocated megabytes.
     with tempfile.TemporaryDirectory(prefix="aq-data-mongo-", ignore_cleanup_errors=True) as folder:
         engine = Engine(Path(folder))

@@ -1,0 +1,72 @@
+"""A server over MongoDB and a bucket keeps nothing of its own: what one saves another reads."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import pytest
+from aq_server.app import open_stores
+from aq_server.commands.serving import running
+from aq_server.config import ServerConfig
+from services.buckets import ACCESS_KEY, SECRET_KEY
+
+import aq_data
+from aq_data.errors import ConfigError
+
+
+@pytest.fixture
+def config(mongo, mongo_database, data, bucket, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    return ServerConfig(
+        data=str(data),
+        port=0,
+        blobs=bucket.url,
+        blobs_endpoint=bucket.options.endpoint,
+        mongo=mongo,
+        mongo_database=mongo_database,
+    )
+
+
+@pytest.mark.services
+def test_what_one_server_saves_another_with_an_empty_folder_reads(config, tmp_path):
+    """Arrays, attached files, a sweep; and what one deletes is gone from the other."""
+    other = ServerConfig(
+        **{field: getattr(config, field) for field in config.__struct_fields__} | {"data": str(tmp_path / "b")}
+    )
+    trace, matrix = np.linspace(0, 1, 5), np.arange(600_000, dtype="f8").reshape(600, 1000)
+    note = tmp_path / "notes.txt"
+    note.write_text("cold")
+    with contextlib.ExitStack() as stack:
+        one, two = (stack.enter_context(aq_data.connect(stack.enter_context(running(each)))) for each in (config, other))
+        file = one.save({"trace": trace, "matrix": matrix}, name="T1", files=[note])
+        found = two.get(file.id)
+        assert np.array_equal(found["trace"][1:3], trace[1:3])
+        assert np.array_equal(found["matrix"][:], matrix)
+        assert found.path.startswith(config.blobs)
+        with one.sweep("T2", dims={"delay": None}, variables={"iq": ("float64", ("delay",))}) as sweep:
+            for i in range(5):
+                sweep.append(iq=np.full(2, i, "float64"), delay=np.array([2.0 * i, 2.0 * i + 1]), dim="delay")
+        assert np.array_equal(two.get(sweep.id)["iq"][:], np.repeat(np.arange(5.0), 2))
+        two.delete(file.id)
+        assert one.search({}).total == 1
+
+
+def test_an_endpoint_without_a_bucket_and_a_bucket_beside_memory_are_refused(data):
+    """And so is what is no address of a bucket."""
+    with pytest.raises(ConfigError, match="names no bucket"):
+        open_stores(ServerConfig(data=str(data), blobs_endpoint="http://127.0.0.1:1"))
+    with pytest.raises(ConfigError, match="memory excludes"):
+        open_stores(ServerConfig(data=str(data), blobs="gs://bucket", memory=True))
+    with pytest.raises(ConfigError, match="gs://bucket/prefix"):
+        open_stores(ServerConfig(data=str(data), blobs="https://bucket"))
+
+
+def test_blobs_may_lie_in_another_folder(data, tmp_path):
+    """Named by `blobs`, made when absent."""
+    with running(ServerConfig(data=str(data), port=0, blobs=str(tmp_path / "disk"))) as url, aq_data.connect(url) as client:
+        file = client.save({"y": np.arange(3)}, name="x")
+        assert file.path.startswith(str(tmp_path / "disk"))
+        assert not (data / "blobs").exists()
