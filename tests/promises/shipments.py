@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from services.deployment import at, blobs, environment, open_zarr
+from services.deployment import PRODUCTION, at, blobs, environment, open_zarr
 
 import aq_data
 from aq_data.models.datafile import make_id
@@ -100,7 +100,7 @@ def operate(data: Path, *words: str) -> list[dict[str, Any]]:
 
 
 def unexplained(data: Path, client: aq_data.Client) -> list[str]:
-    """Files and empty folders below `blobs` that no document accounts for."""
+    """Blobs, and empty folders where there are folders, that no document accounts for."""
     root = blobs(data)
     known: set[Path] = {root / ".ready"}
     for file in client.search(limit=None, include_deleted=True):
@@ -118,7 +118,7 @@ def unexplained(data: Path, client: aq_data.Client) -> list[str]:
             known.add(group / info["name"] / "zarr.json")
             grid = [-(-n // c) for n, c in zip(info["shape"], info["chunks"], strict=True)]
             known |= {group.joinpath(info["name"], "c", *map(str, index)) for index in np.ndindex(*grid)}
-    found = [path for path in root.rglob("*") if path.is_file() or not any(path.iterdir())]
+    found = [path for path in root.rglob("*") if path.is_file() or not (PRODUCTION or any(path.iterdir()))]
     return [str(path.relative_to(root)) for path in found if path not in known] + [
         f"missing: {path.relative_to(root)}" for path in known if path.name != ".ready" and not path.exists()
     ]
