@@ -5,7 +5,8 @@
      ├─ SelectionError (IndexError)       correct the selection     400  bad_selection
      ├─ QueryError (ValueError)           correct the query         400  bad_query, bad_cursor
      ├─ ValidationError (ValueError)      correct what was sent     422  invalid, unsupported_dtype, bad_name
-     ├─ ConflictError                     decide which one counts   409  id_taken, finished, illegal_state, missing_blocks
+     ├─ ConflictError                     decide which one counts   409  id_taken, finished, illegal_state, missing_blocks,
+     │                                                                   in_use
      ├─ StaleRevisionError                read again, then change   412  stale_revision
      ├─ RangeError                        ask for a range inside   416  bad_range
      ├─ TooLargeError                     send less                 413  too_large
@@ -105,12 +106,13 @@ class ValidationError(AqDataError, ValueError):
 
 
 class ConflictError(AqDataError):
-    """The request contradicts what is stored: the id holds other content, the arrays are finished, blocks are missing.
+    """The request contradicts what is stored: the id holds other content, the arrays are finished, blocks are missing, a
+    store is in use.
 
     With `missing_blocks`, `details["known"]` is the last number of the writer that is stored.
     """
 
-    codes = ("id_taken", "finished", "illegal_state", "missing_blocks")
+    codes = ("id_taken", "finished", "illegal_state", "missing_blocks", "in_use")
     status_hint = 409
 
 

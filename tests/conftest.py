@@ -16,7 +16,7 @@ from aq_server.commands.serving import running
 from hypothesis import HealthCheck, settings
 from services import buckets as bucket_service
 from services import mongo as mongo_service
-from services.deployment import CREDENTIALS, PRODUCTION, WAYS, Production, deployed, environment, opened
+from services.deployment import PRODUCTION, WAYS, Production, deployed, environment, opened
 
 import aq_data
 
@@ -24,9 +24,7 @@ SOAK = bool(os.environ.get("AQ_DATA_SOAK"))
 SERVICES = os.environ.get("AQ_DATA_SERVICES", "")
 """Any value runs the tests that need a service if it is there; with "required" one that is not there is a failure."""
 
-OWN_VARIABLES = {f"AQ_DATA_{word}" for word in ("SOAK", "SERVICES", "MONGO", "GCS", "S3")} | (
-    CREDENTIALS.keys() if PRODUCTION else set()
-)
+OWN_VARIABLES = {f"AQ_DATA_{word}" for word in ("SOAK", "SERVICES", "MONGO", "GCS", "S3")}
 
 settings.register_profile(
     "default", max_examples=60, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck)

@@ -11,12 +11,22 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from aq_data.errors import ConfigError
+from aq_data.models.datafile import Kind
+from aq_data.models.stores import DEFAULT_STORE
 from aq_data.models.structs import resolve
+from aq_data.storage.arrays.bucket import BucketOptions
 
-__all__ = ["ClientConfig", "Config", "ServerConfig", "default_path", "load_config"]
+__all__ = ["ClientConfig", "Config", "ServerConfig", "StoreConfig", "default_path", "load_config"]
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class StoreConfig(BucketOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table `server.stores.<name>`: a store, and how its bucket is reached."""
+
+    url: str
+    """A folder (`~` is the home folder), `gs://bucket/prefix`, `s3://bucket/prefix`, or `memory:`."""
 
 
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,10 +38,6 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """TCP port; 0 takes any free one."""
     data: str = "aq-data"
     """Folder of the database and the blobs; `~` is the home folder. Made when absent."""
-    blobs: str | None = None
-    """Where the blobs are instead: `gs://bucket/prefix`, `s3://bucket/prefix` or another folder."""
-    blobs_endpoint: str | None = None
-    """Address of an S3 server that is not Amazon's, or of an emulator of GCS, which is then asked without credentials."""
     mongo: str | None = None
     """Address of MongoDB (`mongodb://…`), which then has the metadata. A secret: it may hold a password."""
     mongo_file: str | None = None
@@ -56,6 +62,14 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Addresses that may be told when a sweep ends; a sweep names those it wants in `notify`."""
     webhook_secret_file: str | None = None
     """File with the secret that signs webhooks (`whsec_` and base64, or any text); needed when `webhooks` has any."""
+    stores: dict[str, StoreConfig] = {}
+    """Named stores besides `default`, which lies in `data` unless it is among them."""
+    default_store: str = DEFAULT_STORE
+    """Where new DataFiles go that name no store."""
+    store_of_kind: dict[Kind, str] = {}
+    """The same for one kind of DataFile: `{measurement = "bucket-2026"}`."""
+    store_roots: dict[str, BucketOptions] = {}
+    """Where admins may add stores over HTTP, and how these are reached: `/data/stores` and all below, `gs://lab-*`."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level that is logged, as JSON lines on standard error."""
 
@@ -105,23 +119,23 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """`AQ_DATA_SERVER__PORT=8000` as `{"server": {"port": 8000}}`; a list is written as JSON."""
+    """`AQ_DATA_SERVER__PORT=8000` as `{"server": {"port": 8000}}`; lists and tables are written as JSON."""
     tables: dict[str, dict[str, Any]] = {}
     for name, text in environ.items():
         if name.startswith("AQ_DATA_") and "__" in name:
             table, _, key = name.removeprefix("AQ_DATA_").lower().partition("__")
-            tables.setdefault(table, {})[key] = _list(name, text) if text.startswith("[") else text
+            tables.setdefault(table, {})[key] = _decoded(name, text) if text[:1] in ("[", "{") else text
     where = "in the environment (AQ_DATA_<TABLE>__<KEY>)"
     # Text is all an environment has: here, and only here, "8000" may stand for a number.
     typed: dict[str, dict[str, Any]] = msgspec.to_builtins(_convert(tables, where, strict=False))
     return {table: {key: typed[table][key] for key in values} for table, values in tables.items()}
 
 
-def _list(name: str, text: str) -> Any:
+def _decoded(name: str, text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as exc:
-        raise ConfigError(f"{name} in the environment is not a JSON list: {exc}") from exc
+        raise ConfigError(f"{name} in the environment is not JSON: {exc}") from exc
 
 
 def load_config(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]) -> Config:
@@ -149,4 +163,4 @@ def _convert(tables: dict[str, Any], where: str, strict: bool = True) -> Config:
         raise ConfigError(f"the configuration {where} is wrong: {exc}") from exc
 
 
-resolve(ServerConfig, ClientConfig, Config)
+resolve(StoreConfig, ServerConfig, ClientConfig, Config)

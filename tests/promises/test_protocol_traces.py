@@ -35,8 +35,7 @@ from aq_data.models.datafile import NewDataFile, make_id
 from aq_data.models.selection import parse_selection
 from aq_data.models.sweep import Block, Ending, NewSweep, NewSweepArray, Piece, Plan, State
 from aq_data.storage.arrays import folding as objects_module
-from aq_data.storage.arrays.folding import Folder
-from aq_data.storage.arrays.store import ArrayStore
+from aq_data.storage.arrays.stores import ArrayStores, Place
 
 DEADLINE = 20.0
 EMPTY = float("nan")
@@ -130,15 +129,18 @@ class Server:
     def __init__(self, root: Path) -> None:
         self.step = Step()
         stores = open_stores(deployed(root))
-        self._metadata, self._blobs = stores.metadata, stores.arrays.blobs
+        self._metadata, self._blobs = stores.metadata, stores.arrays.open("default").blobs
         self.metadata: Any = Watched(self._metadata, self.step)
         self.blobs: Any = Watched(self._blobs, self.step)
-        self.arrays, self.folder, signals = ArrayStore(self.blobs), Folder(self.blobs), Signals()
-        self.growing = Growing(self.metadata, self.folder, 60.0)
-        self.folding = Folding(self.metadata, self.arrays, self.folder, signals, Notices(self.metadata, None))
-        parts = SweepParts(self.metadata, self.arrays, self.growing, self.folding, signals, frozenset(), 1 << 30)
+        signals, self.stores = (
+            Signals(),
+            ArrayStores({"default": Place(self._blobs.location("").rstrip("/"))}, open=lambda _: self.blobs),
+        )
+        self.growing = Growing(self.metadata, self.stores, 60.0)
+        self.folding = Folding(self.metadata, self.stores, signals, Notices(self.metadata, None))
+        parts = SweepParts(self.metadata, self.stores, self.growing, self.folding, signals, frozenset(), 1 << 30)
         self.sweeps = Sweeps(parts)
-        self.datafiles = DataFiles(self.metadata, self.arrays, signals)
+        self.datafiles = DataFiles(self.metadata, self.stores, signals)
         self.reading = Reading(self.datafiles, self.growing)
 
     async def open(self, shape: int | None = None, chunk: int = 2) -> Plan:
@@ -396,7 +398,7 @@ async def test_5_gc_beside_a_folder_takes_nothing_that_comes_into_force(a, g):
         a.step.stop_before(label, nth=2 if label == "put" else 1)
         folding = task(a.fold(plan))
         await a.step.arrived()
-        _ = [orphan async for orphan in Maintenance(g.metadata, g.arrays).gc(0.0, delete=True)]
+        _ = [orphan async for orphan in Maintenance(g.metadata, g.stores).gc(0.0, delete=True)]
         a.step.go_on()
         with contextlib.suppress(UnavailableError):
             await folding
@@ -585,7 +587,7 @@ def test_11_gc_never_takes_the_blobs_of_a_save_that_was_acknowledged(tmp_path, m
         await a.step.arrived()
 
         async def collect() -> list[Any]:
-            return [orphan async for orphan in Maintenance(g.metadata, g.arrays).gc(0.0, delete=True)]
+            return [orphan async for orphan in Maintenance(g.metadata, g.stores).gc(0.0, delete=True)]
 
         g.step.stop_before(f"{label} ", id)
         collecting = task(collect())

@@ -6,9 +6,9 @@ import contextlib
 
 import numpy as np
 import pytest
-from aq_server.app import open_stores
 from aq_server.commands.serving import running
-from aq_server.config import ServerConfig
+from aq_server.config import ServerConfig, StoreConfig
+from aq_server.deployment import open_stores
 from services.buckets import ACCESS_KEY, SECRET_KEY
 
 import aq_data
@@ -20,11 +20,12 @@ def config(mongo, mongo_database, data, bucket, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
     monkeypatch.setenv("AWS_REGION", "us-east-1")
+    options = {"endpoint": bucket.options.endpoint, "anonymous": bucket.options.anonymous}
+    store = StoreConfig(url=bucket.url, **options)
     return ServerConfig(
         data=str(data),
         port=0,
-        blobs=bucket.url,
-        blobs_endpoint=bucket.options.endpoint,
+        stores={"default": store},
         mongo=mongo,
         mongo_database=mongo_database,
     )
@@ -45,7 +46,7 @@ def test_what_one_server_saves_another_with_an_empty_folder_reads(config, tmp_pa
         found = two.get(file.id)
         assert np.array_equal(found["trace"][1:3], trace[1:3])
         assert np.array_equal(found["matrix"][:], matrix)
-        assert found.path.startswith(config.blobs)
+        assert found.path.startswith(config.stores["default"].url)
         with one.sweep("T2", dims={"delay": None}, variables={"iq": ("float64", ("delay",))}) as sweep:
             for i in range(5):
                 sweep.append(iq=np.full(2, i, "float64"), delay=np.array([2.0 * i, 2.0 * i + 1]), dim="delay")
@@ -54,19 +55,22 @@ def test_what_one_server_saves_another_with_an_empty_folder_reads(config, tmp_pa
         assert one.search({}).total == 1
 
 
-def test_an_endpoint_without_a_bucket_and_a_bucket_beside_memory_are_refused(data):
-    """And so is what is no address of a bucket."""
-    with pytest.raises(ConfigError, match="names no bucket"):
-        open_stores(ServerConfig(data=str(data), blobs_endpoint="http://127.0.0.1:1"))
-    with pytest.raises(ConfigError, match="memory excludes"):
-        open_stores(ServerConfig(data=str(data), blobs="gs://bucket", memory=True))
-    with pytest.raises(ConfigError, match="gs://bucket/prefix"):
-        open_stores(ServerConfig(data=str(data), blobs="https://bucket"))
+def test_what_is_no_address_of_a_bucket_and_options_of_another_kind_are_refused_at_the_start(data):
+    """By name, before anything is stored."""
+    for store, wrong in (
+        (StoreConfig(url="https://bucket"), "https://bucket"),
+        (StoreConfig(url="gs://bucket", region="eu"), "region"),
+        (StoreConfig(url="s3://bucket", credentials_file=str(data / "absent")), "absent"),
+    ):
+        with pytest.raises(ConfigError, match=wrong):
+            open_stores(ServerConfig(data=str(data), stores={"default": store}))
 
 
 def test_blobs_may_lie_in_another_folder(data, tmp_path):
-    """Named by `blobs`, made when absent."""
-    with running(ServerConfig(data=str(data), port=0, blobs=str(tmp_path / "disk"))) as url, aq_data.connect(url) as client:
+    """Named by the store `default`, made when absent."""
+    disk = tmp_path / "disk"
+    config = ServerConfig(data=str(data), port=0, stores={"default": StoreConfig(url=str(disk))})
+    with running(config) as url, aq_data.connect(url) as client:
         file = client.save({"y": np.arange(3)}, name="x")
-        assert file.path.startswith(str(tmp_path / "disk"))
+        assert file.path.startswith(str(disk))
         assert not (data / "blobs").exists()

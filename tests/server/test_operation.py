@@ -20,6 +20,7 @@ import pytest
 from aq_server.__main__ import main
 from aq_server.commands.serving import running
 from aq_server.config import Config, ServerConfig, load_config
+from aq_server.service import health
 from aq_server.service.datafiles import DataFiles
 from forms import DATAFILES, array_part, declared, document_part, new_id, save
 from services.deployment import blobs, deployed
@@ -145,21 +146,27 @@ def test_every_field_says_what_it_means():
 # --- health --------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def fresh_probes(monkeypatch):
+    monkeypatch.setattr(health, "KEPT_SECONDS", 0.0)
+
+
 def test_a_healthy_server_says_so(own):
     assert own.get("/healthz").json() == {"status": "ok"}
     ready = own.get("/readyz")
-    assert (ready.status_code, ready.json()) == (200, {"metadata": "ok", "blobs": "ok"})
+    assert (ready.status_code, ready.json()) == (200, {"status": "ready", "metadata": "ok", "stores": {"default": "ok"}})
 
 
 @pytest.mark.embedded("takes the folder away")
-def test_readiness_names_the_blob_store_when_it_takes_no_writes(own, data):
+def test_readiness_names_the_default_store_when_it_takes_no_writes(own, data, fresh_probes):
     """503 while the folder is no folder; the process itself is healthy, and recovers by itself."""
     folder = blobs(data)
     folder.rename(data / "elsewhere")
     folder.write_text("not a folder")
     down = own.get("/readyz")
     assert (down.status_code, down.json()["metadata"]) == (503, "ok")
-    assert down.json()["blobs"] != "ok"
+    assert down.json()["status"] == "unavailable"
+    assert down.json()["stores"]["default"] != "ok"
     assert int(down.headers["retry-after"]) >= 1
     assert own.get("/healthz").status_code == 200
     folder.unlink()
@@ -168,12 +175,12 @@ def test_readiness_names_the_blob_store_when_it_takes_no_writes(own, data):
 
 
 @pytest.mark.embedded("damages the tables of SQLite")
-def test_readiness_names_the_database_when_it_is_damaged(own, data):
+def test_readiness_names_the_database_when_it_is_damaged(own, data, fresh_probes):
     with sqlite3.connect(data / "metadata.sqlite") as connection:
         connection.execute("ALTER TABLE tokens RENAME TO lost")
     connection.close()
     down = own.get("/readyz")
-    assert (down.status_code, down.json()["blobs"]) == (503, "ok")
+    assert (down.status_code, down.json()["stores"]["default"]) == (503, "ok")
     assert "tokens" in down.json()["metadata"]
     assert own.get("/healthz").status_code == 200
 

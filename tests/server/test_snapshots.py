@@ -15,6 +15,7 @@ import pytest
 from aq_server.app import Stores
 from aq_server.service.datafiles import DataFiles
 from aq_server.service.saving import Save
+from aq_server.service.snapshots import SnapshotMaintenance
 from services.deployment import at, blobs, lose_database, open_zarr, opened, with_stores
 
 import aq_data
@@ -203,7 +204,7 @@ def test_a_save_that_dies_after_its_snapshot_leaves_only_orphans(data, monkeypat
         raise CrashError
 
     async def die(stores: Stores):
-        monkeypatch.setattr(type(stores.metadata if step == "insert" else stores.arrays.blobs), step, crash)
+        monkeypatch.setattr(type(stores.metadata if step == "insert" else stores.arrays.open("default").blobs), step, crash)
         with pytest.raises(CrashError):
             await (await begin_save(stores)).commit()
         monkeypatch.undo()
@@ -235,8 +236,15 @@ def test_a_snapshot_collected_while_a_save_is_about_to_refer_to_it_is_written_ag
 
     async def race(stores: Stores):
         save = await begin_save(stores)
-        part = stores.metadata if owner == "metadata" else stores.arrays.blobs
-        between(monkeypatch, part, name, lambda: listed(stores.maintenance._snapshots.orphans(0.0, True)))
+        part = stores.metadata if owner == "metadata" else stores.arrays.open("default").blobs
+        between(
+            monkeypatch,
+            part,
+            name,
+            lambda: listed(
+                SnapshotMaintenance(stores.metadata, stores.arrays.open("default"), "default").orphans(0.0, True)
+            ),
+        )
         await save.commit()
         return await listed(stores.maintenance.verify())
 
@@ -259,10 +267,10 @@ def test_a_snapshot_that_a_save_came_to_refer_to_while_it_was_collected_is_put_b
             async def first_look():
                 between(monkeypatch, stores.metadata, "snapshots", save)
 
-            between(monkeypatch, stores.arrays.blobs, "remove", first_look)
+            between(monkeypatch, stores.arrays.open("default").blobs, "remove", first_look)
         else:
-            between(monkeypatch, stores.arrays.blobs, name, save)
-        await listed(stores.maintenance._snapshots.orphans(0.0, True))
+            between(monkeypatch, stores.arrays.open("default").blobs, name, save)
+        await listed(SnapshotMaintenance(stores.metadata, stores.arrays.open("default"), "default").orphans(0.0, True))
         return await listed(stores.maintenance.verify())
 
     assert with_stores(data, race) == []
@@ -284,7 +292,7 @@ def test_records_with_one_snapshot_of_a_megabyte_cost_what_they_do_without_and_t
 
     async def save(stores: Stores):
         async def one(new: Record) -> None:
-            await stores.arrays.publish_group(new.document, new.attempt, new.digest, [])
+            await stores.arrays.open("default").publish_group(new.document, new.attempt, new.digest, [])
             assert await stores.metadata.insert(new) is None
 
         for first in range(0, len(saved), 50):

@@ -18,17 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import xarray as xr
 from aq_server.app import Stores, open_stores
 from aq_server.commands.serving import running
-from aq_server.config import ServerConfig
-from services.buckets import ACCESS_KEY, SECRET_KEY, Bucket
+from aq_server.config import ServerConfig, StoreConfig
+from services.buckets import Bucket
 from services.mongo import Room
 
 import aq_data
 
 __all__ = [
-    "CREDENTIALS",
     "PRODUCTION",
     "WAYS",
     "Production",
@@ -57,10 +57,6 @@ class Part:
     place: Bucket
 
 
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "AWS_REGION": "us-east-1"}
-"""Of the S3 server, where its clients look for them; the variables are set while there is a `Production`."""
-
-
 class Production:
     """The services of a run, and which part of them each folder has. A database given back is emptied and lent again."""
 
@@ -73,7 +69,6 @@ class Production:
 
     def __enter__(self) -> Production:
         Production.current = self
-        os.environ |= CREDENTIALS
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -101,15 +96,18 @@ class Production:
         return next(bucket for bucket in self._buckets if path.startswith(bucket.url))
 
 
-def _settings(data: Path) -> dict[str, str]:
+def _settings(data: Path) -> dict[str, Any]:
     """What the configuration says about where the deployment of a folder keeps things."""
     if Production.current is None:
         return {"data": str(data)}
     part = Production.current.part(data)
-    endpoint = part.place.options.endpoint
-    assert endpoint is not None
-    database = {"mongo": Production.current.mongo, "mongo_database": part.room.name}
-    return {"data": str(data), **database, "blobs": part.place.url, "blobs_endpoint": endpoint}
+    store = StoreConfig(url=part.place.url, **msgspec.structs.asdict(part.place.options))
+    return {
+        "data": str(data),
+        "mongo": Production.current.mongo,
+        "mongo_database": part.room.name,
+        "stores": {"default": store},
+    }
 
 
 def deployed(data: Path, **options: Any) -> ServerConfig:
@@ -119,8 +117,10 @@ def deployed(data: Path, **options: Any) -> ServerConfig:
 
 def environment(data: Path) -> dict[str, str]:
     """The same for a command that is given `--data`."""
-    settings = {f"AQ_DATA_SERVER__{key.upper()}": value for key, value in _settings(data).items()}
-    return settings if Production.current is None else settings | CREDENTIALS
+    return {
+        f"AQ_DATA_SERVER__{key.upper()}": value if isinstance(value, str) else msgspec.json.encode(value).decode()
+        for key, value in _settings(data).items()
+    }
 
 
 @contextlib.contextmanager

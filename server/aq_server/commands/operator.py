@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from aq_data.errors import ConfigError, ValidationError
+from aq_data.models.stores import DEFAULT_STORE
 from aq_data.storage.metadata.migration import migrate
 from aq_server.app import DATABASE, Stores, open_stores
 from aq_server.config import load_config
@@ -50,7 +51,7 @@ def _run(options: argparse.Namespace, work: Callable[[Stores], Awaitable[int]], 
     path = Path(options.config) if options.config else None
     config = load_config(path, os.environ, {"data": options.data}).server
     folder = Path(config.data).expanduser()
-    if must_exist and not (folder / "blobs").is_dir():
+    if must_exist and DEFAULT_STORE not in config.stores and not (folder / "blobs").is_dir():
         raise ConfigError(f"{folder} holds no aq-data; name the folder with --data")
 
     async def with_stores() -> int:

@@ -67,7 +67,8 @@ class Bulk:
             at = now()  # taken in the order of the items, whatever each then waits for
             attempt = await self._datafiles.begin_save(new, user)
             try:
-                return Outcome(*await attempt.commit(at))
+                document, is_new = await attempt.commit(at)
+                return Outcome(await self._growing.present(document), is_new)
             except BaseException:
                 await attempt.discard()
                 raise
