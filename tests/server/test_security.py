@@ -21,7 +21,7 @@ from aq_server.__main__ import main
 from aq_server.commands.serving import running
 from aq_server.config import ServerConfig
 from forms import DATAFILES, around, array_part, declared, document_part, file_part, kept, new_id, post, save
-from services.deployment import blobs, deployed
+from services.deployment import blobs, deployed, stored
 
 from aq_data.wire.routes import BULK_GET
 
@@ -174,8 +174,9 @@ def test_a_scope_opens_what_it_names_and_nothing_more(serve, token):
 
 def test_a_token_ends_with_the_request_it_is_revoked_or_expires(serve, token, data, capsys):
     """From the next request on, also on a connection that stays open, without a restart."""
-    lasting, doomed, brief = token("lasting"), token("doomed"), token("brief", "--expires", "2s")
+    lasting, doomed = token("lasting"), token("doomed")
     url = serve(environment=WITH_TOKENS).url
+    brief = token("brief", "--expires", "2s")
     with httpx.Client(base_url=url) as http:
 
         def status(made: dict) -> int:
@@ -203,13 +204,12 @@ def test_a_secret_rests_nowhere_in_clear(serve, token, data):
     process = serve(environment={**WITH_TOKENS, "AQ_DATA_SERVER__LOG_LEVEL": "debug"})
     assert httpx.get(f"{process.url}/metrics", headers=bearer(made)).status_code == 200
     assert httpx.get(f"{process.url}/nothing", headers=bearer(made)).status_code == 404
-    stored = [path for path in data.rglob("*") if path.is_file()]
-    assert any(path.name == "metadata.sqlite" for path in stored)
-    secret = made["secret"].encode()
-    for path in stored:
-        content = path.read_bytes()
-        assert secret not in content, path
-        assert secret.removeprefix(b"aqd_") not in content, path
+    secret, seen = made["secret"].encode(), set()
+    for where, content in stored(data):
+        assert secret not in content, where
+        assert secret.removeprefix(b"aqd_") not in content, where
+        seen |= {made["id"]} if made["id"].encode() in content else set()
+    assert seen == {made["id"]}, "it was looked for where tokens are kept"
     assert made["secret"] not in process.stop()
 
 

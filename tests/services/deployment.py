@@ -39,6 +39,7 @@ __all__ = [
     "opened",
     "rows_of_sweeps",
     "storage_options",
+    "stored",
     "with_stores",
 ]
 
@@ -152,6 +153,15 @@ def storage_options(path: str) -> dict[str, Any] | None:
 def open_zarr(path: str, **options: Any) -> xr.Dataset:
     """`xarray.open_zarr(file.path)`, of a folder or of a bucket."""
     return xr.open_zarr(path, storage_options=storage_options(path), **options)
+
+
+def stored(data: Path) -> Iterator[tuple[str, bytes]]:
+    """Everything that the deployment at a folder keeps: each file and document, with words for where it is."""
+    for path in {*data.rglob("*"), *blobs(data).rglob("*")}:
+        if path.is_file():
+            yield str(path), path.read_bytes()
+    if Production.current is not None:
+        yield from (("database", document) for document in Production.current.part(data).room.dump())
 
 
 def lose_database(data: Path) -> None:

@@ -68,6 +68,16 @@ class Room:
         """How many documents there are."""
         return self._client[self.name][collection].count_documents({})
 
+    def dump(self) -> Iterator[bytes]:
+        """Every document, as BSON."""
+        from bson.raw_bson import RawBSONDocument
+
+        database = self._client.get_database(
+            self.name, self._client.codec_options.with_options(document_class=RawBSONDocument)
+        )
+        for name in database.list_collection_names():
+            yield from (document.raw for document in database[name].find())
+
     def clear(self) -> None:
         """Forget every document."""
         database = self._client[self.name]
