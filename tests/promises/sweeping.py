@@ -245,7 +245,7 @@ class Process:
             self.process = subprocess.Popen(
                 [sys.executable, "-X", "faulthandler", *command],
                 stderr=errors,
-                env={**os.environ, **(environment or {})},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **(environment or {})},
                 **options,
             )
 

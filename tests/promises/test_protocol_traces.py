@@ -27,7 +27,7 @@ from aq_server.service.reading import Reading
 from aq_server.service.signals import Signals
 from aq_server.service.sweep_parts import SweepParts
 from aq_server.service.sweeps import Sweeps
-from services.deployment import at, deployed
+from services.deployment import at, deployed, drop_row_of_sweeps, rows_of_sweeps
 
 from aq_data.errors import ConflictError, UnavailableError
 from aq_data.models.arrays import NewArray
@@ -128,7 +128,7 @@ class Server:
 
     def __init__(self, root: Path) -> None:
         self.step = Step()
-        stores = open_stores(deployed(root))
+        self.root, stores = root, open_stores(deployed(root))
         self._metadata, self._blobs = stores.metadata, stores.arrays.open("default").blobs
         self.metadata: Any = Watched(self._metadata, self.step)
         self.blobs: Any = Watched(self._blobs, self.step)
@@ -260,10 +260,7 @@ async def test_2_an_old_row_that_was_left_behind_is_not_laid_over(a, r):
     folding = task(a.fold(plan))
     await a.step.arrived()
     folding.cancel()
-    delete = "DELETE FROM blocks WHERE seq=2"
-    await r._metadata.write(lambda connection: connection.execute(delete))
-    left = await r._metadata.read(lambda connection: connection.execute("SELECT seq FROM blocks").fetchall())
-    assert left == [(1,)]
+    assert drop_row_of_sweeps(r.root, 2) == 1
     assert await r.read(plan) == [1, 2, 2, 1]
     await r.expire(plan)
     await r.write(plan, 3, [3], start=3)
@@ -459,8 +456,7 @@ async def test_7_a_block_never_lands_below_what_is_folded(a, b, r):
     await a.step.arrived()
     await b.write(plan, 2, [2, 2], start=None)
     await b.fold(plan)
-    rows = await r._metadata.read(lambda connection: connection.execute("SELECT count(*) FROM blocks").fetchone())
-    assert rows == (0,)
+    assert rows_of_sweeps(r.root) == 0
     a.step.go_on()
     await late
     assert (await r.state(plan)).head == 3

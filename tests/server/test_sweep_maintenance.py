@@ -11,6 +11,7 @@ from aq_server.service import folding
 from services.deployment import blobs, lose_database, opened, rows_of_sweeps, with_stores
 
 import aq_data
+from aq_data.errors import NotFoundError
 
 
 @pytest.fixture(autouse=True)
@@ -104,6 +105,8 @@ def test_a_deleted_sweep_leaves_nothing(data):
         client.delete(sweep.id)
     gc(data, delete=True)
     assert rows_of_sweeps(data) == 0
+    with pytest.raises(NotFoundError):
+        with_stores(data, lambda stores: stores.metadata.sweeps.get(sweep.id))
     assert not list(blobs(data).glob(f"{sweep.id}/*/*"))
 
 

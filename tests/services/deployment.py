@@ -34,6 +34,7 @@ __all__ = [
     "Production",
     "blobs",
     "deployed",
+    "drop_row_of_sweeps",
     "environment",
     "lose_database",
     "opened",
@@ -177,8 +178,18 @@ def rows_of_sweeps(data: Path) -> int:
     if Production.current is not None:
         return Production.current.part(data).room.count("blocks")
     with contextlib.closing(sqlite3.connect(data / "metadata.sqlite")) as connection:
-        count: int = connection.execute("SELECT (SELECT count(*) FROM blocks) + (SELECT count(*) FROM sweeps)").fetchone()[0]
+        count: int = connection.execute("SELECT count(*) FROM blocks").fetchone()[0]
     return count
+
+
+def drop_row_of_sweeps(data: Path, seq: int) -> int:
+    """Take the block at a place in the order out of the log, as one who drops rows and dies would; how many are left."""
+    if Production.current is not None:
+        Production.current.part(data).room.remove("blocks", f"{seq:016}$")
+    else:
+        with contextlib.closing(sqlite3.connect(data / "metadata.sqlite", isolation_level=None)) as connection:
+            connection.execute("DELETE FROM blocks WHERE seq=?", (seq,))
+    return rows_of_sweeps(data)
 
 
 def with_stores(data: Path, work: Callable[[Stores], Awaitable[T]]) -> T:

@@ -68,6 +68,10 @@ class Room:
         """How many documents there are."""
         return self._client[self.name][collection].count_documents({})
 
+    def remove(self, collection: str, pattern: str) -> None:
+        """Forget the documents whose ids match."""
+        self._client[self.name][collection].delete_many({"_id": {"$regex": pattern}})
+
     def dump(self) -> Iterator[bytes]:
         """Every document, as BSON."""
         from bson.raw_bson import RawBSONDocument
