@@ -17,8 +17,8 @@ BATCH = 32
 BACKLOG = 512
 """Records indexed in one transaction while a search waits."""
 LARGE_BACKLOG = 4096
-"""Records indexed in one transaction when several times as many wait: someone imports. Each batch touches nearly every page
-of `recent_terms`, so that large batches write less; nobody's save waits longer than one batch."""
+"""Records indexed in one transaction at most, where more than `BACKLOG` wait: someone imports. Each batch rewrites nearly
+every page of `recent_terms`, so that large batches write less; nobody's save waits longer than one batch."""
 KNOWN_WORDS = 100_000
 """Words that are remembered as being in the vocabulary."""
 
@@ -39,11 +39,11 @@ class TermIndex:
     def advance(self, connection: sqlite3.Connection, limit: int = BATCH) -> int:
         """Index the next records in order of saving; the position up to which all are indexed then.
 
-        `limit` of them, or more when many more wait.
+        `limit` of them, or all that wait, up to `LARGE_BACKLOG`, when they are many.
         """
         through = self.through(connection)
-        newest = connection.execute("SELECT max(seq) FROM datafiles").fetchone()[0] or 0
-        limit = max(limit, LARGE_BACKLOG) if newest - through > 4 * LARGE_BACKLOG else limit
+        waiting = (connection.execute("SELECT max(seq) FROM datafiles").fetchone()[0] or 0) - through
+        limit = min(waiting, LARGE_BACKLOG) if waiting > BACKLOG else limit
         question = "SELECT seq, deleted, document, snapshot FROM datafiles WHERE seq>? ORDER BY seq LIMIT ?"
         records = connection.execute(question, (through, limit)).fetchall()
         if not records:
