@@ -32,6 +32,7 @@ from aq_server.service.stores import StoreAdmin
 from aq_server.service.sweep_parts import SweepParts
 from forms import DATAFILES, new_id, save
 from litestar.testing import TestClient
+from services.deployment import deployed
 
 import aq_data
 from aq_data.errors import ConfigError, ConflictError, ForbiddenError, UnavailableError, ValidationError
@@ -66,9 +67,8 @@ def rooms(tmp_path) -> Path:
 @pytest.fixture
 def config(data, tmp_path, rooms) -> ServerConfig:
     """`default` in the data folder, `archive` beside it, masks in `masks`, and room for more."""
-    return ServerConfig(
-        data=str(data),
-        port=0,
+    return deployed(
+        data,
         stores={"archive": StoreConfig(url=str(tmp_path / "archive")), "masks": StoreConfig(url=str(tmp_path / "masks"))},
         store_of_kind={"mask": "masks"},
         store_roots={f"{rooms}/": BucketOptions()},
