@@ -45,7 +45,7 @@ class Place:
     options: BucketOptions = NO_OPTIONS
 
     def location(self, key: str) -> str:
-        """The address under which other programs find a key; "" when there is none."""
+        """As `BlobStore.location`, of a store that need not be opened."""
         return "" if self.root == MEMORY else f"{self.root}/{key}"
 
 
