@@ -42,7 +42,8 @@ class Bucket:
 
     def place(self) -> Bucket:
         """An empty place in it."""
-        return replace(self, url=f"{self.url}/{uuid.uuid4().hex}")
+        name = uuid.uuid4().hex
+        return replace(self, url=f"{self.url}/{name}", folder=self.folder / name)
 
     @contextmanager
     def behind_proxy(self) -> Iterator[tuple[Bucket, HttpProxy]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from aq_data.errors import AqDataError, NotFoundError, StorageError
@@ -76,7 +77,22 @@ class BucketBlobs(BlobStore):
 
     async def _put(self, key: str, data: Buffer) -> None:
         content = memoryview(data).cast("B") if not isinstance(data, (bytes, bytearray)) else data
-        await self.ask(key, lambda bucket: bucket.put(self._root + key, content), len(content))
+        await self._write(key, lambda bucket: bucket.put(self._root + key, content), len(content))
+
+    async def _write(
+        self, key: str, call: Callable[[Bucket], Awaitable[None]], nbytes: int = 0, *, may_be_absent: bool = False
+    ) -> None:
+        """As `ask`. Who is cancelled waits for the answer: obeyed later, it would bring back what he removes."""
+        sent = asyncio.create_task(self.ask(key, call, nbytes, may_be_absent=may_be_absent))
+        try:
+            await asyncio.shield(sent)
+        except asyncio.CancelledError:
+            while not sent.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait({sent})
+            if not sent.cancelled():
+                sent.exception()  # nobody is left to be told
+            raise
 
     async def settle(self, prefix: str) -> None:
         """Nothing: what a bucket has acknowledged has its name."""
@@ -115,7 +131,7 @@ class BucketBlobs(BlobStore):
         async def copy(i: int) -> None:
             source, target = pairs[i]
             try:
-                await self.ask(
+                await self._write(
                     source, lambda bucket: bucket.copy(self._root + source, self._root + target), may_be_absent=True
                 )
             except NotFoundError as absent:
@@ -170,9 +186,6 @@ class BucketBlobs(BlobStore):
         size = self._opened().deleted_at_once
         batches = [[self._root + key for key in keys[i : i + size]] for i in range(0, len(keys), size)]
         await self._lanes(len(batches), lambda i: self.ask(keys[i * size], lambda bucket: bucket.delete(batches[i])))
-
-    def location(self, key: str) -> str:
-        return f"{self._address}/{key}"
 
     async def check(self) -> None:
         await self.replace(f".ready-{os.getpid() % READY}", b"")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,8 @@ class S3Bucket(Bucket):
 
     async def put(self, key: str, data: bytes | bytearray | memoryview) -> None:
         client = await self._client()
-        body = data if isinstance(data, (bytes, bytearray)) else bytes(data)  # botocore knows no memoryview
-        await client.put_object(Bucket=self._name, Key=key, Body=body)
+        # A file, for aiohttp warns of bare bytes beyond a megabyte, and botocore knows no memoryview.
+        await client.put_object(Bucket=self._name, Key=key, Body=BytesIO(data))
 
     async def get(self, key: str, start: int, stop: int | None) -> bytes:
         client = await self._client()
@@ -156,7 +157,7 @@ class _Multipart(Parts):
     async def send(self, data: bytes, is_last: bool) -> None:
         if not self._is_last_there:
             number = len(self._tags) + 1
-            answer = await self._client.upload_part(**self._upload, PartNumber=number, Body=data)
+            answer = await self._client.upload_part(**self._upload, PartNumber=number, Body=BytesIO(data))
             self._tags.append(answer["ETag"])
             self._size += len(data)
             self._is_last_there = is_last
