@@ -32,6 +32,7 @@ from aq_server.service.stores import StoreAdmin
 from aq_server.service.sweep_parts import SweepParts
 from forms import DATAFILES, new_id, save
 from litestar.testing import TestClient
+from services.deployment import deployed
 
 import aq_data
 from aq_data.errors import ConfigError, ConflictError, ForbiddenError, UnavailableError, ValidationError
@@ -66,9 +67,8 @@ def rooms(tmp_path) -> Path:
 @pytest.fixture
 def config(data, tmp_path, rooms) -> ServerConfig:
     """`default` in the data folder, `archive` beside it, masks in `masks`, and room for more."""
-    return ServerConfig(
-        data=str(data),
-        port=0,
+    return deployed(
+        data,
         stores={"archive": StoreConfig(url=str(tmp_path / "archive")), "masks": StoreConfig(url=str(tmp_path / "masks"))},
         store_of_kind={"mask": "masks"},
         store_roots={f"{rooms}/": BucketOptions()},
@@ -295,6 +295,25 @@ def test_what_lies_in_a_store_that_is_not_known_is_told_and_hinders_nothing(conf
             assert "'archive'" in answer.json()["detail"]
         client.get(other)["a"][:]
     assert [(finding.kind, finding.store) for finding in verified(poorer)] == [("no_store", "archive")]
+
+
+def test_a_store_that_cannot_be_opened_is_told_by_gc_and_verify_after_the_others_were_looked_at(config, tmp_path, data):
+    with running(config) as url, aq_data.connect(url) as client:
+        lost, other = client.save(store="archive").id, client.save().id
+        client.delete(other)
+    shutil.rmtree(tmp_path / "archive")
+    (tmp_path / "archive").write_text("no folder")
+
+    async def collect(stores: Stores) -> list:
+        found = []
+        with pytest.raises(UnavailableError, match="archive"):
+            async for orphan in stores.maintenance.gc(0.0, delete=True):
+                found.append(orphan.prefix.split("/")[0])
+        return found
+
+    assert [(finding.kind, finding.id) for finding in verified(config)] == [("no_store", lost), ("orphan", other)]
+    assert with_stores(config, collect) == [other]
+    assert [(finding.kind, finding.id) for finding in verified(config)] == [("no_store", lost)]
 
 
 # --- one store down ------------------------------------------------------------------------------------------------

@@ -31,16 +31,21 @@ from aq_data.errors import AqDataError, ConfigError, StorageError, UnavailableEr
 from aq_data.models.paths import parse_sort
 from aq_data.models.query import parse_filter
 from aq_data.models.terms import KIND_ORDER
-from aq_data.storage.metadata import _connection, _index, _order, _plan
+from aq_data.storage.metadata import _connection, _counts, _generations, _order, _plan
 from aq_data.storage.metadata._connection import translate
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.sqlite import SqliteStore
 
 
 def plan_of(name, monkeypatch):
-    """Makes the store sort what matches, walk the index in order, or begin to walk and give up, one after the other."""
+    """Makes the store sort what matches, walk the index in order, or begin to walk and give up, one after the other.
+
+    When it walks, terms are in both generations.
+    """
     if name == "sort":
         return lambda: None
+    monkeypatch.setattr(_counts, "FACETS", 2)
+    monkeypatch.setattr(_generations, "RECENT", 40)
     monkeypatch.setattr(_order, "SORTED", 0)
     monkeypatch.setattr(_order, "FAR", _order.ENDLESS)
     budgets = itertools.cycle([_order.BUDGET] if name == "walk" else [_order.BUDGET, 1, 3])
@@ -158,7 +163,8 @@ def check_index(connection: sqlite3.Connection, records: list) -> None:
         for found, dead, seq in zip(facts, is_deleted, seqs, strict=True)
         for t in found.terms
     }
-    assert set(rows("SELECT p, v, d FROM terms")) == terms
+    assert sorted(rows("SELECT p, v, d FROM terms")) == sorted(terms)
+    assert rows("SELECT count(*) FROM recent_terms") == rows("SELECT value FROM progress WHERE name='recent'")
     digests = {p for (_, kind), p in numbers.items() if kind == "whole"}
     assert set(rows("SELECT d, p, v FROM facts")) == {(d, abs(p), 0 if abs(p) in digests else v) for p, v, d in terms}
     assert dict(rows("SELECT p, n FROM paths WHERE n")) == Counter(p for p, _, _ in terms if p > 0)
@@ -185,15 +191,17 @@ def check_index(connection: sqlite3.Connection, records: list) -> None:
             ]
 
 
-@pytest.mark.parametrize("facets", [1, 3, 1000])
+@pytest.mark.parametrize(("facets", "recent"), [(1, 0), (1, 11), (3, 11), (1000, 1000)])
 @settings(max_examples=40)
 @given(
     listed=st.lists(documents, min_size=1, max_size=6),
     later=st.lists(st.tuples(st.integers(0, 5), documents, st.booleans()), max_size=8),
 )
-def test_the_index_is_that_of_the_documents_as_they_are(monkeypatch, facets, listed, later):
-    """After any saves, changes, deletes and revivals, in and before the index, and with paths of too many values to count."""
-    monkeypatch.setattr(_index, "FACETS", facets)
+def test_the_index_is_that_of_the_documents_as_they_are(monkeypatch, facets, recent, listed, later):
+    """After any saves, changes, deletes and revivals, in and before the index, with paths of too many values to count, and
+    with terms that move from one generation to the next."""
+    monkeypatch.setattr(_generations, "RECENT", recent)
+    monkeypatch.setattr(_counts, "FACETS", facets)
     records = [record(**fields) for fields in listed]
 
     async def body(store):
@@ -320,10 +328,10 @@ def test_a_full_disk_is_unavailable_and_loses_nothing_that_was_acknowledged(open
 
     kept = within(open_store, body)
     monkeypatch.undo()
-    within(open_store, lambda store: _counts(store, len(kept)))
+    within(open_store, lambda store: _holds(store, len(kept)))
 
 
-async def _counts(store, expected):
+async def _holds(store, expected):
     assert await store.count(EVERYTHING) == expected
     assert len(ids_of(await store.search(EVERYTHING, parse_sort("id"), 1000, None))) == expected
 

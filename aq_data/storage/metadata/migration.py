@@ -2,6 +2,7 @@
 
     1 -> 2   the tables of sweeps
     2 -> 3   the index anew (terms, facts, facets, words), pids, the history of changes, large instruments once
+    3 -> 4   the terms in two generations
 
 Documents carry the version of their own form (`format`); so far there is one.
 """
@@ -76,7 +77,10 @@ def _migrate(
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA cache_size=-256000")
     connection.execute("BEGIN IMMEDIATE")
-    _rebuild(connection)
+    if version < 3:
+        _rebuild(connection)
+    else:
+        _divide_terms(connection)
     index, done = TermIndex(), 0
     while done < (following := index.advance(connection, BACKLOG)):
         done = following
@@ -91,12 +95,14 @@ def _steps(version: int) -> tuple[str, ...]:
     steps = []
     if version < 2:
         steps.append("add the tables of sweeps")
-    if version < SCHEMA_VERSION:
+    if version < 3:
         steps += [
             "add pids, each of one DataFile, and the history of changes",
             "store large instruments that are the same once",
+            "index every document anew",
         ]
-        steps += ["index every document anew"]
+    elif version < SCHEMA_VERSION:
+        steps.append("divide the terms into two generations")
     return tuple(steps)
 
 
@@ -125,6 +131,13 @@ def _back_up(connection: sqlite3.Connection, path: Path, version: int) -> Path:
     with backup.open("rb+") as file:
         os.fsync(file.fileno())
     return backup
+
+
+def _divide_terms(connection: sqlite3.Connection) -> None:
+    """Those that there are become the older generation."""
+    connection.execute("ALTER TABLE terms RENAME TO settled_terms")
+    for statement in SCHEMA:
+        connection.execute(statement)
 
 
 def _rebuild(connection: sqlite3.Connection) -> None:

@@ -135,8 +135,11 @@ class Save:
                             await other.flush()
                     self._held = 0
 
-    async def commit(self) -> tuple[DataFile, bool]:
-        """Publish. The document and whether it is new; ConflictError (`id_taken`) when the id holds other content."""
+    async def commit(self, at: datetime | None = None) -> tuple[DataFile, bool]:
+        """Publish. The document and whether it is new; ConflictError (`id_taken`) when the id holds other content.
+
+        `at`: when it counts as saved, for those who save several at once in an order; else now.
+        """
         for index, array in enumerate(self._new.arrays):
             if index not in self._array_digests:
                 await self.begin_array(index)
@@ -146,7 +149,7 @@ class Save:
         digest = self._digest()
         if isinstance(self._home, Record):
             return self._answer_existing(self._home, digest), False
-        document, arrays = self._document(self._home.name), self._home.arrays
+        document, arrays = self._document(self._home.name, at or now()), self._home.arrays
         snapshot = await arrays.publish_group(document, self._attempt, digest, [w for w in self._writers if w])
         await self._home.confirm()
         self._publishing = True
@@ -183,8 +186,8 @@ class Save:
             total.update(msgspec.json.encode([info.name, info.content_type, info.size, info.sha256]))
         return str(total.hexdigest())
 
-    def _document(self, store: str) -> DataFile:
-        saved_at = format_instant(now())
+    def _document(self, store: str, at: datetime) -> DataFile:
+        saved_at = format_instant(at)
         infos = tuple(writer.info for writer in self._writers if writer is not None)
         typed = {field: getattr(self._new, field) for field in TYPED_FIELDS}
         return DataFile(
