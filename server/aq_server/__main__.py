@@ -114,6 +114,20 @@ def make_parser() -> argparse.ArgumentParser:
             action.add_argument("sweep", nargs="?" if name == "push" else None, help="id of the sweep")
         action.add_argument("--json", action="store_true", help="print JSON lines")
 
+    stores = add("store", "stores", "see the places in which a server keeps arrays, add one, take one away")
+    actions = stores.add_subparsers(dest="action", required=True, metavar="ls|add|rm")
+    for name, help in (
+        ("ls", "list them, with their state and use"),
+        ("add", "add one, or give one in which nothing lies another root"),
+        ("rm", "take one away in which nothing lies"),
+    ):
+        action = actions.add_parser(name, help=help)
+        if name != "ls":
+            action.add_argument("name")
+        if name == "add":
+            action.add_argument("root", help="a folder of the server's, gs://bucket/prefix or s3://bucket/prefix")
+        _client_flags(action)
+
     collect = add("gc", "operator", "report blobs that no record names; remove them with --delete")
     _server_flags(collect)
     collect.add_argument("--delete", action="store_true", help="remove what is reported")

@@ -160,7 +160,7 @@ def test_large_instruments_that_are_the_same_are_stored_once(tmp_path):
         try:
             assert [one async for one in store.scan()] == records
             assert await store.count(parse_filter({"instruments.vna.number": 1})) == 4
-            assert len(await store.snapshots()) == 2
+            assert len(await store.snapshots("default")) == 2
         finally:
             await store.close()
 

@@ -28,6 +28,7 @@ __all__ = [
     "SCHEMA",
     "SCHEMA_VERSION",
     "SNAPSHOT",
+    "STORES",
     "SWEEP",
     "UNFINISHED",
     "UNFOLDED_BYTES",
@@ -131,6 +132,9 @@ SWEEPS = (
         ref TEXT NOT NULL,
         UNIQUE (sweep, seq))""",
 )
+
+STORES = "CREATE TABLE IF NOT EXISTS stores (name TEXT PRIMARY KEY, store BLOB NOT NULL) WITHOUT ROWID"
+"""Came after version 3 and stands alone, so that it is made wherever it is absent."""
 
 SCHEMA = (*RECORDS, *INDEX, *SWEEPS, f"PRAGMA user_version={SCHEMA_VERSION}")
 

@@ -28,6 +28,7 @@ from aq_data.models.history import Change
 from aq_data.models.paths import SortKey
 from aq_data.models.query import Node
 from aq_data.models.snapshots import joined
+from aq_data.models.stores import DEFAULT_STORE, AddedStore
 from aq_data.models.values import format_instant
 from aq_data.storage.metadata._changes import add_change, changes_before
 from aq_data.storage.metadata._connection import Writer, border, open_connection
@@ -35,8 +36,9 @@ from aq_data.storage.metadata._entries import Stored
 from aq_data.storage.metadata._functions import handing, install
 from aq_data.storage.metadata._index import BACKLOG, TermIndex
 from aq_data.storage.metadata._plan import Question
-from aq_data.storage.metadata._schema import SCHEMA, SCHEMA_VERSION
+from aq_data.storage.metadata._schema import SCHEMA, SCHEMA_VERSION, STORES
 from aq_data.storage.metadata._snapshots import put_apart
+from aq_data.storage.metadata._stores import change_store
 from aq_data.storage.metadata._sweeps import SqliteSweeps
 from aq_data.storage.metadata.cursors import Cursor
 from aq_data.storage.metadata.record import Record
@@ -50,7 +52,10 @@ T = TypeVar("T")
 _FROM = "FROM datafiles LEFT JOIN snapshots USING (snapshot)"
 _RECORDS = f"SELECT document, content, attempt, digest {_FROM}"
 _RECORDS_AFTER = f"SELECT document, content, attempt, digest, seq {_FROM}"
-_HASHES = "SELECT hash FROM snapshots WHERE snapshot IN (SELECT snapshot FROM datafiles)"
+_HASHES = (
+    "SELECT DISTINCT hash FROM datafiles JOIN snapshots USING (snapshot) "
+    f"WHERE coalesce(json_extract(CAST(document AS TEXT), '$.store'), '{DEFAULT_STORE}')=?"
+)
 
 CACHED_BYTES = 32 << 20
 """Encoded size of the records kept in memory; one over a hundredth of it is read anew each time."""
@@ -109,6 +114,7 @@ class SqliteStore(MetadataStore):
         if version < SCHEMA_VERSION:
             for statement in SCHEMA:
                 connection.execute(statement)
+        connection.execute(STORES)
         newest = connection.execute("SELECT value FROM progress WHERE name='format'").fetchone()[0]
         connection.execute("COMMIT")
         if newest > FORMAT:
@@ -297,8 +303,8 @@ class SqliteStore(MetadataStore):
                 return
             last = rows[-1][-1]
 
-    async def snapshots(self) -> set[str]:
-        return {row[0] for row in await self.read(lambda connection: connection.execute(_HASHES).fetchall())}
+    async def snapshots(self, store: str) -> set[str]:
+        return {row[0] for row in await self.read(lambda connection: connection.execute(_HASHES, (store,)).fetchall())}
 
     # --- tokens ----------------------------------------------------------------------------------------------------
 
@@ -327,6 +333,16 @@ class SqliteStore(MetadataStore):
             return True
 
         return await self._writer.write(operation)
+
+    # --- stores ----------------------------------------------------------------------------------------------------
+
+    async def added_stores(self) -> list[AddedStore]:
+        with self._reader() as connection:
+            rows = connection.execute("SELECT store FROM stores ORDER BY name").fetchall()
+        return [msgspec.json.decode(row[0], type=AddedStore) for row in rows]
+
+    async def change_store(self, before: AddedStore | None, after: AddedStore | None) -> bool:
+        return await self.write(lambda connection: change_store(connection, before, after))
 
     async def check(self) -> None:
         # Taking the write lock and letting go shows that the disk, the file and the lock all work.
