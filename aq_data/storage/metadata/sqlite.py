@@ -59,7 +59,7 @@ _HASHES = (
 
 CACHED_BYTES = 32 << 20
 """Encoded size of the records kept in memory; one over a hundredth of it is read anew each time."""
-WRITTEN_KIB = 192_000
+WRITTEN_KIB = 128_000
 """Memory for the pages that a large batch of the index changes; with less SQLite writes them several times."""
 SCANNED = 200
 SCANNED_BYTES = 32 << 20
