@@ -1,13 +1,15 @@
 """What a record looks like in MongoDB: one document of `datafiles` under the DataFile's id, and the indexes over it.
 
     revision, deleted, attempt, digest, document    as in `Record`; `document` is JSON bytes
-    pid                                             that of the document, while it is alive: unique
+    snapshot                                        the hash of its instruments, when `document` is without them
+    pid                                             that of the document, while it is alive
+    holds                                           what it claims outside: see `_mongo_claims`
     o                                               its place in order of saving: `created_at`, then the id, in 24 bytes
     s                                               for each path of `SORTED` its sort value and `o`, compared as one
     t                                               its terms: a field for each (path, kind), named by a hash of the two
     x                                               its texts too long for the index, whole, under the names they have in `t`
     by                                              whose write was the last: a caller who got no answer looks here
-    barred                                          keys never to be published; it may stand alone before the record
+    barred                                          keys never to be published; it and `holds` may stand before the record
     change                                          how it came from the revision before; older ones are in `changes`
     sweep                                           plan, state and `version` while it has a log; `pending`: work to do
 
@@ -23,7 +25,7 @@ import hashlib
 import logging
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -35,6 +37,7 @@ from aq_data.errors import AqDataError
 from aq_data.models.datafile import DataFile
 from aq_data.models.matching import Facts
 from aq_data.models.paths import SortKey
+from aq_data.models.snapshots import Snapshot
 from aq_data.models.terms import TEXT_PREFIX, Kind, Term, sort_key, texts_at
 from aq_data.models.units import QUANTITY
 from aq_data.storage.metadata.record import Record
@@ -44,19 +47,24 @@ __all__ = [
     "LONG",
     "ORDER_BYTES",
     "SCHEMA_VERSION",
+    "SNAPSHOT",
     "SORTED",
     "TERMS_INDEX",
     "WORDS",
     "Stored",
+    "claims_of",
     "field_of",
+    "found_by",
     "make_mark",
-    "read_record",
+    "pid_key",
     "stored",
 ]
 
 log = logging.getLogger("aq_data")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of a database of version 1 the records are whole, whatever the size of their instruments; they stay as they are until they
+are changed."""
 
 SORTED: dict[str, Kind] = {"name": "text", "measured_at": "date", "updated_at": "date", "size": "number"}
 """Paths with an index in sort order, besides `created_at` (by `o`) and `id`, and the one kind that their values have."""
@@ -66,17 +74,20 @@ INDEXES: tuple[tuple[str, list[tuple[str, int]], dict[str, Any]], ...] = (
     (TERMS_INDEX, [("t.$**", 1)], {}),
     ("created_at", [("deleted", 1), ("o", 1)], {}),
     *((path, [("deleted", 1), (f"s.{path}", 1)], {}) for path in SORTED),
-    ("pids", [("pid", 1)], {"unique": True, "partialFilterExpression": {"pid": {"$type": "string"}}}),
+    ("holds", [("holds", 1)], {"sparse": True}),
     ("pending", [("sweep.pending", 1)], {"partialFilterExpression": {"sweep.pending": True}}),
 )
 """Name, keys and options."""
 
 WORDS = "words"
 """The field under `t` with the document's words."""
+SNAPSHOT = "snapshot"
+"""The field under `t` with the hash of the document's snapshot: by this term whatever is found in a snapshot leads to it."""
 LONG = "long"
 """A kind of our own: at this path stands a text of which the index has only the beginning."""
 
 ORDER_BYTES = 24
+LONG_PID = 500
 
 
 @lru_cache(100_000)
@@ -88,21 +99,30 @@ def field_of(path: str, kind: Kind) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What is written of a record: fields to set, and to remove, as a tombstone has no `t`; its quantities' (path, kind)."""
+    """What is written of a record: fields to set, and to remove, as a tombstone has no `t`; its quantities' (path, kind).
+
+    `needs` has to be claimed and `snapshot` put before it is written.
+    """
 
     fields: dict[str, Any]
     removed: dict[str, str]
     quantities: frozenset[tuple[str, Kind]]
+    snapshot: Snapshot | None
+    needs: tuple[str, ...]
+
+    @property
+    def wanted(self) -> dict[str, Any]:
+        """What must hold of the document that it is written to."""
+        return {"holds": {"$all": list(self.needs)}} if self.needs else {}
 
 
-def stored(record: Record) -> Stored:
-    """The form in which a record is kept."""
-    document = record.document
-    encoded = msgspec.json.encode(document)
-    facts = _facts_of(document, encoded)
-    found = facts.terms if facts else frozenset()
-    terms, texts = _stored_terms(facts) if facts else ({}, {})
-    order = _order_of(document, found)
+def stored(record: Record, encoded: bytes, snapshot: Snapshot | None) -> Stored:
+    """The form in which a record is kept: `encoded` is its document, without instruments if there is a `snapshot`."""
+    document, plain = record.document, msgspec.json.decode(encoded)
+    if snapshot is not None:
+        del plain["instruments"]
+    found = found_by(plain, f"the document {document.id}")
+    order = _order_of(document, found.known)
     is_deleted = document.state == "deleted"
     fields = {
         "revision": document.revision,
@@ -111,21 +131,37 @@ def stored(record: Record) -> Stored:
         "digest": record.digest,
         "document": encoded,
         "o": order,
-        "s": _sort_values(found, order),
-        "x": texts,
-        "g" if is_deleted else "t": terms,
+        "s": _sort_values(found.known, order),
+        "x": found.texts,
+        "g" if is_deleted else "t": found.terms,
     }
-    kinds = frozenset((term.path, term.kind) for term in found if term.kind.startswith(QUANTITY))
     removed = {"t" if is_deleted else "g": ""}
-    if document.pid is None or is_deleted:
-        removed["pid"] = ""
-    else:
-        fields["pid"] = document.pid
-    if record.change is None:
-        removed["change"] = ""
-    else:
-        fields["change"] = msgspec.json.encode(record.change)
-    return Stored(fields, removed, kinds)
+    optional: dict[str, Any] = {
+        "snapshot": None if snapshot is None else snapshot.hash,
+        "pid": None if is_deleted else document.pid,
+        "change": None if record.change is None else msgspec.json.encode(record.change),
+    }
+    claims = claims_of(optional)
+    optional["holds"] = claims or None
+    for name, value in optional.items():
+        if value is None:
+            removed[name] = ""
+        else:
+            fields[name] = value
+    if snapshot is not None:
+        found.terms[SNAPSHOT] = snapshot.hash
+    return Stored(fields, removed, found.quantities, snapshot, tuple(claims))
+
+
+def claims_of(row: Mapping[str, Any]) -> list[str]:
+    """What the record in a document of `datafiles` has claimed, or must."""
+    snapshot, pid = row.get("snapshot"), row.get("pid")
+    return [*([] if snapshot is None else [snapshot]), *([] if pid is None else [pid_key(pid)])]
+
+
+def pid_key(pid: str) -> str:
+    """The claim of a pid, and its `_id`; never that of a snapshot."""
+    return f"pid {pid}" if len(pid) <= LONG_PID else f"pid {hashlib.sha256(pid.encode()).hexdigest()} {pid[:20]}"
 
 
 def make_mark() -> bytes:
@@ -133,21 +169,30 @@ def make_mark() -> bytes:
     return os.urandom(8)
 
 
-def read_record(row: dict[str, Any]) -> Record:
-    """The record in a document of `datafiles`."""
-    return Record(msgspec.json.decode(row["document"], type=DataFile), row["attempt"], row["digest"])
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a document is found by: the fields `t` and `x`, and the terms they are made of."""
+
+    terms: dict[str, Any]
+    texts: dict[str, list[str]]
+    known: frozenset[Term]
+
+    @property
+    def quantities(self) -> frozenset[tuple[str, Kind]]:
+        return frozenset((term.path, term.kind) for term in self.known if term.kind.startswith(QUANTITY))
 
 
-def _facts_of(document: DataFile, encoded: bytes) -> Facts | None:
-    """None, loudly, for a document that cannot be understood: one must not stop every search."""
+def found_by(plain: dict[str, Any], what: str) -> Found:
+    """What a document in its JSON form is found by; nothing, loudly, when it cannot be understood.
+
+    One such document must not stop every search. `what` names it.
+    """
     try:
-        facts = Facts(msgspec.json.decode(encoded))
-        assert facts.terms is not None
-        assert facts.words is not None
+        facts = Facts(plain)
+        return Found(*_stored_terms(facts), facts.terms)
     except (ArithmeticError, AqDataError, LookupError, TypeError, ValueError) as exc:
-        log.error("a document cannot be indexed and will not be found", exc_info=exc, extra={"fields": {"id": document.id}})
-        return None
-    return facts
+        log.error("a document cannot be indexed and will not be found", exc_info=exc, extra={"fields": {"what": what}})
+        return Found({}, {}, frozenset())
 
 
 def _stored_terms(facts: Facts) -> tuple[dict[str, Any], dict[str, list[str]]]:

@@ -65,6 +65,8 @@ class Database(Protocol):
 
     async def kept(self, record: Record, replaced: int | None = None) -> Stored: ...
 
+    async def claim(self, id: DataFileId, kept: Stored) -> None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -191,10 +193,11 @@ class MongoSweeps(SweepLog):
                         return False
                     if publishes in seen.barred:
                         raise _orphan()
+                    await self._database.claim(id, kept)
                     state = replace(seen.state, revisions=(*seen.state.revisions, (revision, seen.state.head)))
                     more = {"$set": {**kept.fields, "by": mark}, "$unset": kept.removed}
                     unbarred = {"barred": {"$ne": publishes}} if publishes else {}
-                    if await self._commit(seen, state, more, revision=expected_revision, **unbarred):
+                    if await self._commit(seen, state, more, revision=expected_revision, **unbarred, **kept.wanted):
                         return True
         raise _busy(id)
 
@@ -328,9 +331,10 @@ class MongoSweeps(SweepLog):
                             return "fenced"
                         if seen.revision != expected_revision:
                             return "stale"
+                        await self._database.claim(id, kept)
                         ended = replace(state, ended_revision=record.document.revision, leased_until=0.0)
                         more = {"$set": {**kept.fields, "by": mark}, "$unset": kept.removed}
-                        if not await self._commit(seen, ended, more, revision=expected_revision):
+                        if not await self._commit(seen, ended, more, revision=expected_revision, **kept.wanted):
                             continue
                     await self._blocks.remove_all(id)  # what a crash after the last fold left, or one before its commit
                     return "ended"

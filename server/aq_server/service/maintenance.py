@@ -38,7 +38,7 @@ _ATTEMPT = re.compile(r"[0-9a-f]{16}")
 
 
 class Orphan(msgspec.Struct, frozen=True):
-    """Blobs under `prefix` that no record names. `age` is seconds since the last of them was written."""
+    """Blobs under `prefix`, or something in the database, that no record names; `age` is seconds since it was written."""
 
     prefix: str
     size: int
@@ -81,6 +81,8 @@ class Maintenance:
                     yield orphan
         async for entry in self._snapshots.orphans(older_than, delete):
             yield Orphan(entry.key, entry.size, max(0.0, time.time() - entry.modified), "no record refers to it", delete)
+        async for left in self._metadata.leftovers(older_than, delete):
+            yield Orphan(left.key, left.size, left.age, "in the database, and no record has it", delete)
 
     async def _orphans(self, id: str, attempt: str, older_than: float, delete: bool) -> AsyncIterator[Orphan]:
         record = await self._metadata.get(id)
