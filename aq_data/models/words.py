@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from aq_data.errors import QueryError
@@ -76,7 +77,7 @@ def document_words(document: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _gather(value: Any, texts: list[str]) -> None:
-    """Append every text in a value; as `_texts_below`, without the paths, for every save runs through here."""
+    """Append every text in a value; as `_look_below`, without the paths, for every save runs through here."""
     if isinstance(value, str):
         texts.append(value)
     elif isinstance(value, list):
@@ -97,14 +98,16 @@ def highlights(document: Mapping[str, Any], words: tuple[str, ...]) -> list[dict
     """
     places: list[tuple[int, dict[str, Any]]] = []
     missing = set(words)
-    for path, text in _texts(document):
+    found: list[tuple[Step, str]] = []
+    _look(document, _beginning(words).search, found)
+    for step, text in found:
         spans, shown = _spans(text, words)
         if spans:
             fresh = len(shown & missing)
             missing -= shown
             start, stop = max(0, spans[0][0] - AROUND), min(len(text), spans[0][1] + AROUND)
             within = [[low - start, high - start] for low, high in spans if high <= stop]
-            places.append((-fresh, {"path": path, "text": text[start:stop], "spans": within}))
+            places.append((-fresh, {"path": _path_of(step), "text": text[start:stop], "spans": within}))
     return [place for _, place in sorted(places, key=lambda item: item[0])[:SHOWN]]
 
 
@@ -120,16 +123,48 @@ def _spans(text: str, words: tuple[str, ...]) -> tuple[list[tuple[int, int]], se
     return spans, shown
 
 
-def _texts(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Path and text of every place that is read for words."""
+Step = tuple[Any, str]
+"""A place in a document: that of what is around it (None for the document), and its key there."""
+Sees = Callable[[str], Any]
+
+
+@lru_cache(100)
+def _beginning(words: tuple[str, ...]) -> re.Pattern[str]:
+    """Matches each text that may have one of the words; of texts in ASCII no other, but for words of another script."""
+    some = "|".join(map(re.escape, words))
+    return re.compile(rf"(?<![a-z0-9])(?:{some})|[^\x00-\x7f]", re.ASCII | re.IGNORECASE)
+
+
+def _look(document: Mapping[str, Any], sees: Sees, found: list[tuple[Step, str]]) -> None:
+    """Append every place that is read for words, and its text, of those that `sees` does not pass over."""
     for field, value in document.items():
         if field not in _UNREAD:
-            yield from _texts_below(field, value)
+            _look_below((None, field), value, sees, found)
     for name, settings in _instruments(document):
-        path = f"instruments.{escape_segment(name)}"
-        yield path, name
-        for setting in settings:
-            yield f"{path}.settings.{escape_segment(setting)}", setting
+        instrument = ((None, "instruments"), name)
+        if sees(name):
+            found.append((instrument, name))
+        found += ((((instrument, "settings"), setting), setting) for setting in settings if sees(setting))
+
+
+def _look_below(step: Step, value: Any, sees: Sees, found: list[tuple[Step, str]]) -> None:
+    if isinstance(value, str):
+        if sees(value):
+            found.append((step, value))
+    elif isinstance(value, list):
+        for item in value:
+            _look_below(step, item, sees, found)
+    elif isinstance(value, dict):
+        tag = tag_of(value)
+        if tag is None or tag == "$literal":
+            for key, item in (value if tag is None else value["$literal"]).items():
+                if isinstance(item, (str, dict, list)):
+                    _look_below((step, key), item, sees, found)
+
+
+def _path_of(step: Step) -> str:
+    around, key = step
+    return escape_segment(key) if around is None else f"{_path_of(around)}.{escape_segment(key)}"
 
 
 def _instruments(document: Mapping[str, Any]) -> Iterator[tuple[str, Iterable[str]]]:
@@ -137,16 +172,3 @@ def _instruments(document: Mapping[str, Any]) -> Iterator[tuple[str, Iterable[st
     for name, instrument in (document.get("instruments") or {}).items():
         settings = instrument.get("settings") if isinstance(instrument, dict) else None
         yield name, settings if isinstance(settings, dict) else ()
-
-
-def _texts_below(path: str, value: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(value, str):
-        yield path, value
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts_below(path, item)
-    elif isinstance(value, dict):
-        tag = tag_of(value)
-        if tag in (None, "$literal"):
-            for key, item in (value if tag is None else value["$literal"]).items():
-                yield from _texts_below(f"{path}.{escape_segment(key)}", item)
