@@ -140,7 +140,7 @@ def test_a_document_that_mongodb_cannot_hold_is_too_large_and_harms_nothing(open
     """The client is told what to do with it."""
 
     async def body(store):
-        with pytest.raises(TooLargeError, match="attach it as a file"):
+        with pytest.raises(TooLargeError, match="as attached files"):
             await store.insert(record(metadata={"program": "x" * (17 << 20)}))
         one = record()
         await store.insert(one)

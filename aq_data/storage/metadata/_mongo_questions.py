@@ -28,6 +28,7 @@ from aq_data.models.units import QUANTITY
 from aq_data.storage.metadata import _mql
 from aq_data.storage.metadata._mongo_border import border
 from aq_data.storage.metadata._mongo_lookups import Lookups, facts_of
+from aq_data.storage.metadata._mongo_parts import Parts
 from aq_data.storage.metadata._mongo_snapshots import Snapshots
 from aq_data.storage.metadata._shared import Shared, grouped, is_in_instruments
 from aq_data.storage.metadata.cursors import Cursor
@@ -48,6 +49,7 @@ SORTED_ANYWAY = 200
 SIZE_SECONDS = 60.0
 """How long the number of records is remembered; it only helps to choose a way."""
 SORTED_AT_ONCE = 1000
+WHOLE = {"document": 1, "snapshot": 1, "apart": 1}
 JUDGED_AT_ONCE = 200
 REGEX_GAVE_UP = 51156
 
@@ -77,8 +79,10 @@ class Asked:
 class Questions:
     """Asks the collections that `collection` names."""
 
-    def __init__(self, collection: Callable[[str], Awaitable[AsyncCollection[Row]]], snapshots: Snapshots) -> None:
-        self._collection, self._snapshots = collection, snapshots
+    def __init__(
+        self, collection: Callable[[str], Awaitable[AsyncCollection[Row]]], snapshots: Snapshots, parts: Parts
+    ) -> None:
+        self._collection, self._snapshots, self._parts = collection, snapshots, parts
         self._lookups = Lookups(snapshots)
         self._size, self._size_at = 0, float("-inf")
 
@@ -91,6 +95,7 @@ class Questions:
             rows = await self._rows(asked, sort, after, limit + 1, total) if limit and total else []
             more = len(rows) > limit
             following = _mql.cursor_of(rows[limit - 1], sort, total, is_exact).encode(sort) if more else None
+            await self._parts.fill(rows[:limit])
             return Page(await self._snapshots.joined(rows[:limit]), total, is_exact, following)
 
         try:
@@ -144,7 +149,7 @@ class Questions:
 
     async def _counted(self, asked: Asked, limit: int | None) -> int:
         if not asked.is_exact:
-            pipeline = [{"$match": asked.where}, {"$project": {"document": 1, "snapshot": 1}}]
+            pipeline = [{"$match": asked.where}, {"$project": WHOLE}]
             return sum([1 async for _ in self._first(asked, pipeline, limit)])
         found = await self._aggregate(_mql.total_pipeline(asked.where, limit))
         rows = await found.to_list()
@@ -157,7 +162,7 @@ class Questions:
             found = await self._aggregate(_mql.distinct_pipeline(path, asked.where, None))
             counts.update({(row["_id"]["k"], row["_id"]["v"]): row["n"] async for row in found})
             return counts
-        pipeline = [{"$match": asked.where}, {"$project": {"document": 1, "snapshot": 1}}]
+        pipeline = [{"$match": asked.where}, {"$project": WHOLE}]
         async for row in self._first(asked, pipeline, None):
             terms = [(term.kind, term.value) for term in facts_of(row).terms if term.path == path]
             counts.update({value for value in terms if value[0] in _mql.DISTINCT_KINDS})
@@ -168,7 +173,7 @@ class Questions:
         if asked.is_exact:
             found = await self._aggregate(_mql.distinct_snapshots_pipeline(asked.where))
             return Counter({row["_id"]: row["n"] async for row in found})
-        pipeline = [{"$match": asked.where}, {"$project": {"document": 1, "snapshot": 1}}]
+        pipeline = [{"$match": asked.where}, {"$project": WHOLE}]
         return Counter([row["snapshot"] async for row in self._first(asked, pipeline, None) if "snapshot" in row])
 
     async def _rows(self, asked: Asked, sort: SortKey, after: Any, limit: int, total: int) -> list[Row]:
@@ -218,7 +223,7 @@ class Questions:
             found = best(limit, [*found, *behind], key=lambda row: _key(row["place"]))
         datafiles = await self._collection("datafiles")
         wanted = {"_id": {"$in": [row["_id"] for row in found]}}
-        documents = {row["_id"]: row async for row in datafiles.find(wanted, {"document": 1, "snapshot": 1})}
+        documents = {row["_id"]: row async for row in datafiles.find(wanted, WHOLE)}
         return [{**documents[row["_id"]], "place": row["place"], "o": row["o"]} for row in found if row["_id"] in documents]
 
     async def _first(
@@ -248,6 +253,7 @@ class Questions:
             left = asked.deadline - time.monotonic()
             if left <= 0:
                 raise _too_long()
+            await self._parts.fill(batch)
             for row in await self._lookups.judged(asked.node, asked.shared, batch, left):
                 yield row
 

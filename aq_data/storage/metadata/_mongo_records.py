@@ -4,6 +4,7 @@
     snapshot                                        the hash of its instruments, when `document` is without them
     pid                                             that of the document, while it is alive
     holds                                           what it claims outside: see `_mongo_claims`
+    apart                                           where the values of it lie that are large: see `_mongo_parts`
     o                                               its place in order of saving: `created_at`, then the id, in 24 bytes
     s                                               for each path of `SORTED` its sort value and `o`, compared as one
     t                                               its terms: a field for each (path, kind), named by a hash of the two
@@ -12,6 +13,10 @@
     barred                                          keys never to be published; it and `holds` may stand before the record
     change                                          how it came from the revision before; older ones are in `changes`
     sweep                                           plan, state and `version` while it has a log; `pending`: work to do
+
+No field grows beyond a bound: `t`, `x` and `s` together have at most `INDEXED_BYTES`, the state of a sweep `STATE_BYTES`;
+`document`, `change` and plan are apart when they are large. `barred` has some 30 bytes for each orphan that `gc` removed
+under this id. 16 MB are far from the sum.
 
 One wildcard index over `t` serves every path, and counts without reading a document (decision 0008). A tombstone has its
 terms in `g`, out of its way. Values in one field are of one BSON type. MongoDB compares a list by any of its elements, and
@@ -30,20 +35,24 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import bson
 import msgspec
 from bson import Binary
 
-from aq_data.errors import AqDataError
+from aq_data.errors import AqDataError, TooLargeError
 from aq_data.models.datafile import DataFile
 from aq_data.models.matching import Facts
 from aq_data.models.paths import SortKey
 from aq_data.models.snapshots import Snapshot
 from aq_data.models.terms import TEXT_PREFIX, Kind, Term, sort_key, texts_at
 from aq_data.models.units import QUANTITY
+from aq_data.storage.metadata._mongo_parts import Place
 from aq_data.storage.metadata.record import Record
 
 __all__ = [
+    "INDEXED_BYTES",
     "INDEXES",
+    "LARGE_BYTES",
     "LONG",
     "ORDER_BYTES",
     "SCHEMA_VERSION",
@@ -87,6 +96,10 @@ LONG = "long"
 """A kind of our own: at this path stands a text of which the index has only the beginning."""
 
 ORDER_BYTES = 24
+INDEXED_BYTES = 10 << 20
+"""What a document is found by takes no more. Its text as JSON may be as large as the server lets it."""
+LARGE_BYTES = 64 << 10
+"""Documents of so much JSON are taken apart in a thread; of 16 times that, what they are found by is measured."""
 LONG_PID = 500
 
 
@@ -101,7 +114,8 @@ def field_of(path: str, kind: Kind) -> str:
 class Stored:
     """What is written of a record: fields to set, and to remove, as a tombstone has no `t`; its quantities' (path, kind).
 
-    `needs` has to be claimed and `snapshot` put before it is written.
+    `needs` has to be claimed and `snapshot` put before it is written, and nothing of `keys` be barred. `replaces` may be
+    removed once it has taken the place of the record before.
     """
 
     fields: dict[str, Any]
@@ -109,6 +123,8 @@ class Stored:
     quantities: frozenset[tuple[str, Kind]]
     snapshot: Snapshot | None
     needs: tuple[str, ...]
+    keys: tuple[str, ...] = ()
+    replaces: Place | None = None
 
     @property
     def wanted(self) -> dict[str, Any]:
@@ -124,6 +140,7 @@ def stored(record: Record, encoded: bytes, snapshot: Snapshot | None) -> Stored:
     found = found_by(plain, f"the document {document.id}")
     order = _order_of(document, found.known)
     is_deleted = document.state == "deleted"
+    _check_size(found, encoded)
     fields = {
         "revision": document.revision,
         "deleted": is_deleted,
@@ -151,6 +168,17 @@ def stored(record: Record, encoded: bytes, snapshot: Snapshot | None) -> Stored:
     if snapshot is not None:
         found.terms[SNAPSHOT] = snapshot.hash
     return Stored(fields, removed, found.quantities, snapshot, tuple(claims))
+
+
+def _check_size(found: Found, encoded: bytes) -> None:
+    if len(encoded) > 16 * LARGE_BYTES:
+        size = len(bson.encode({"t": found.terms, "x": found.texts}))
+        if size > INDEXED_BYTES:
+            raise TooLargeError(
+                f"the document has {len(encoded)} bytes, and what it is found by takes {size}, of which MongoDB holds "
+                f"{INDEXED_BYTES}: keep long lists as arrays, long texts and programs as attached files",
+                limit=INDEXED_BYTES,
+            )
 
 
 def claims_of(row: Mapping[str, Any]) -> list[str]:
@@ -201,7 +229,7 @@ def _stored_terms(facts: Facts) -> tuple[dict[str, Any], dict[str, list[str]]]:
     texts: dict[str, list[str]] = {}
     for term in facts.terms:
         fields.setdefault(field_of(term.path, term.kind), []).append(term.value)
-        if term.kind == "text" and len(str(term.value)) >= TEXT_PREFIX:
+        if term.kind == "text" and len(str(term.value)) >= TEXT_PREFIX and field_of(term.path, "text") not in texts:
             fields[field_of(term.path, LONG)] = [True]
             whole = texts_at(facts.document, term.path)
             texts[field_of(term.path, "text")] = [text for text in whole if len(text) >= TEXT_PREFIX]

@@ -207,7 +207,7 @@ def page_pipeline(where: dict[str, Any], sort: SortKey, after: Any, limit: int |
     computed: Pipeline = []
     if sort_index(sort) is None:
         field = "place"
-        computed = [{"$project": {"document": 1, "snapshot": 1, "o": 1, "place": _place(sort, include_deleted)}}]
+        computed = [{"$project": {"document": 1, "snapshot": 1, "apart": 1, "o": 1, "place": _place(sort, include_deleted)}}]
     else:
         field = {"created_at": "o", "id": "_id"}.get(sort.path, f"s.{sort.path}")
     behind = {field: {"$lt" if sort.descending else "$gt": after}}
@@ -217,14 +217,19 @@ def page_pipeline(where: dict[str, Any], sort: SortKey, after: Any, limit: int |
         *([{"$match": behind}] if after is not None else []),
         {"$sort": {field: -1 if sort.descending else 1}},
         *([{"$limit": limit}] if limit else []),
-        {"$project": {"_id": 0, "document": 1, "snapshot": 1, "o": 1, "place": f"${field}"}},
+        {"$project": {"document": 1, "snapshot": 1, "apart": 1, "o": 1, "place": f"${field}"}},
     ]
 
 
 def places_pipeline(where: dict[str, Any], sort: SortKey, include_deleted: bool, whole: bool) -> Pipeline:
     """Rows (snapshot, place, o, the document if `whole`) in no order; the place is that outside of the snapshot."""
-    place = _place(sort, include_deleted)
-    return [{"$match": where}, {"$project": {"snapshot": 1, "o": 1, "place": place, **({"document": 1} if whole else {})}}]
+    fields = {
+        "snapshot": 1,
+        "o": 1,
+        "place": _place(sort, include_deleted),
+        **({"document": 1, "apart": 1} if whole else {}),
+    }
+    return [{"$match": where}, {"$project": fields}]
 
 
 def _place(sort: SortKey, include_deleted: bool) -> dict[str, Any]:

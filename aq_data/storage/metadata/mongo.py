@@ -21,13 +21,14 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
 from pymongo import AsyncMongoClient, ReadPreference, UpdateOne
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.errors import ConnectionFailure, DuplicateKeyError, ServerSelectionTimeoutError
+from pymongo.errors import ConnectionFailure, DuplicateKeyError, PyMongoError, ServerSelectionTimeoutError
 
 from aq_data.errors import CorruptionError, UnavailableError
 from aq_data.models.datafile import DataFile, DataFileId
@@ -39,8 +40,9 @@ from aq_data.models.terms import Kind
 from aq_data.storage.metadata._mongo_border import border, open_client
 from aq_data.storage.metadata._mongo_claims import Claims
 from aq_data.storage.metadata._mongo_history import Changes
+from aq_data.storage.metadata._mongo_parts import APART_BYTES, Parts, Place
 from aq_data.storage.metadata._mongo_questions import Questions
-from aq_data.storage.metadata._mongo_records import Stored, claims_of, make_mark, stored
+from aq_data.storage.metadata._mongo_records import LARGE_BYTES, Stored, claims_of, make_mark, stored
 from aq_data.storage.metadata._mongo_schema import prepare
 from aq_data.storage.metadata._mongo_snapshots import Snapshots
 from aq_data.storage.metadata._mongo_sweeps import MongoSweeps
@@ -57,9 +59,7 @@ TRIES = 4
 PAUSE = 0.2
 """Seconds before the second try; each further pause is twice as long. An election takes the driver's own waiting besides."""
 SCANNED = 200
-LARGE_BYTES = 64 << 10
-"""Documents of so much JSON are taken apart in a thread."""
-READ = {"document": 1, "snapshot": 1, "attempt": 1, "digest": 1}
+READ = {"document": 1, "snapshot": 1, "apart": 1, "attempt": 1, "digest": 1}
 KNOWN = {**READ, "deleted": 1, "barred": 1}
 
 
@@ -72,10 +72,11 @@ class MongoStore(MetadataStore):
         self._opening = asyncio.Lock()
         self._database: AsyncDatabase[Row] | None = None
         self._known_quantities: set[tuple[str, str]] = set()
+        self._parts = Parts(self)
         self._snapshots = Snapshots(self)
         self._claims = Claims(self, self._snapshots)
-        self._changes = Changes(self)
-        self._questions = Questions(self.collection, self._snapshots)
+        self._changes = Changes(self, self._parts)
+        self._questions = Questions(self.collection, self._snapshots, self._parts)
         self._sweeps = MongoSweeps(self)
 
     async def collection(self, name: str) -> AsyncCollection[Row]:
@@ -118,7 +119,7 @@ class MongoStore(MetadataStore):
     async def publish(self, record: Record, more: Row, keys: tuple[str, ...] = ()) -> Record | None:
         """`insert` with further fields, and with further keys that must not be barred."""
         datafiles, kept = await self.collection("datafiles"), await self.kept(record)
-        id, keys = record.document.id, (record.attempt, *keys)
+        id, keys = record.document.id, (record.attempt, *keys, *kept.keys)
         absent = {"_id": id, "deleted": {"$exists": False}, "barred": {"$nin": list(keys)}, **kept.wanted}
         change = {"$set": {**kept.fields, **more, "by": make_mark()}}
         was_cut_off = False
@@ -154,7 +155,8 @@ class MongoStore(MetadataStore):
         if document.sweep is not None and document.state == "open":
             return await self._sweeps.replace(record, expected_revision, publishes)
         datafiles, kept, mark = await self.collection("datafiles"), await self.kept(record, expected_revision), make_mark()
-        wanted = {"_id": document.id, "revision": expected_revision, "barred": {"$ne": publishes}, **kept.wanted}
+        barring = [publishes, *kept.keys]
+        wanted = {"_id": document.id, "revision": expected_revision, "barred": {"$nin": barring}, **kept.wanted}
         was_cut_off = False
         with border():
             for pause in pauses():
@@ -162,6 +164,7 @@ class MongoStore(MetadataStore):
                 try:
                     change = {"$set": {**kept.fields, "by": mark}, "$unset": kept.removed}
                     if (await datafiles.update_one(wanted, change)).matched_count:
+                        await self.replaced(kept)
                         return True
                 except ServerSelectionTimeoutError:
                     raise
@@ -174,12 +177,13 @@ class MongoStore(MetadataStore):
                 if found is None or found.get("revision", 0) < expected_revision:
                     return False
                 if found["by"] == mark:
+                    await self.replaced(kept)
                     return True
                 if found["revision"] != expected_revision:
                     if was_cut_off and found["revision"] > document.revision:
                         break
                     return False
-                check_not_barred(found, (publishes,))
+                check_not_barred(found, barring)
         raise UnavailableError(f"whether the change of {document.id} was made cannot be told; read it again")
 
     async def kept(self, record: Record, replaced: int | None = None) -> Stored:
@@ -194,18 +198,49 @@ class MongoStore(MetadataStore):
             kept = stored(record, encoded, snapshot)
         else:
             kept = await asyncio.to_thread(stored, record, encoded, snapshot)
+        id = record.document.id
         with border():
             await self.keep_kinds(kept.quantities)
+            kept = await self._put_apart(id, kept)
             if replaced is not None:
-                datafiles, id = await self.collection("datafiles"), record.document.id
-                fields = {"change": 1, "snapshot": 1, "pid": 1}
+                datafiles = await self.collection("datafiles")
+                fields = {"change": 1, "snapshot": 1, "pid": 1, "apart": 1}
                 row = await datafiles.find_one({"_id": id, "revision": replaced}, fields)
                 if row is not None:
                     await self._changes.move(id, replaced, row)
                 # What is replaced by then has none of it, and is not replaced again.
                 claimed = kept.needs if row is None else claims_of(row)
-                kept = dataclasses.replace(kept, needs=tuple(key for key in kept.needs if key not in claimed))
+                apart = (row or {}).get("apart", {})
+                before = Place(id, apart["key"], "document") if "document" in apart else None
+                needs = tuple(key for key in kept.needs if key not in claimed)
+                kept = dataclasses.replace(kept, needs=needs, replaces=before)
         return kept
+
+    async def _put_apart(self, id: DataFileId, kept: Stored) -> Stored:
+        large = {name: kept.fields[name] for name in ("document", "change") if len(kept.fields.get(name, b"")) > APART_BYTES}
+        if not large:
+            return dataclasses.replace(kept, removed={**kept.removed, "apart": ""})
+        key = make_mark().hex()
+        apart = await self._parts.put(id, key, large)
+        fields = {name: value for name, value in kept.fields.items() if name not in large}
+        removed = {**kept.removed, **dict.fromkeys(large, "")}
+        return dataclasses.replace(kept, fields={**fields, "apart": apart}, removed=removed, keys=(key,))
+
+    async def replaced(self, kept: Stored) -> None:
+        """To be called when `kept` has taken the place of the record before."""
+        if kept.replaces is not None:
+            with suppress(PyMongoError):  # then it is for `gc`: the record is written
+                await self._parts.remove(kept.replaces)
+
+    async def put_apart(self, id: DataFileId, name: str, value: bytes) -> tuple[Row, str]:
+        """Put a large value apart: where it lies, and the key that must not be barred when that is published."""
+        with border():
+            key = make_mark().hex()
+            return await self._parts.put(id, key, {name: value}), key
+
+    async def read_apart(self, id: DataFileId, apart: Row, name: str) -> bytes:
+        """A value that was put apart."""
+        return await self._parts.read(id, apart, name)
 
     async def claim(self, id: DataFileId, kept: Stored) -> None:
         """Before each attempt to write what `kept` gave; ConflictError when another record has its pid."""
@@ -245,13 +280,14 @@ class MongoStore(MetadataStore):
         with border():
             row = await datafiles.find_one({"_id": id}, READ)
             try:
-                return None if row is None or "document" not in row else await self._read(row)
+                return None if row is None or "attempt" not in row else await self._read(row)
             except CorruptionError:  # or it was changed in between, and then its snapshot removed
                 row = await datafiles.find_one({"_id": id}, READ)
                 return None if row is None else await self._read(row)
 
     async def _read(self, row: Row) -> Record:
         """The record in a document of `datafiles`."""
+        await self._parts.fill([row])
         document = msgspec.json.decode(row["document"], type=DataFile)
         content = await self._snapshots.content(row["snapshot"]) if "snapshot" in row else None
         return Record(joined(document, content), row["attempt"], row["digest"])
@@ -290,6 +326,8 @@ class MongoStore(MetadataStore):
             async for hash, size, age in self._snapshots.unclaimed(older_than):
                 if not delete or await self._snapshots.remove(hash):
                     yield Leftover(f"snapshots/{hash}", size, age)
+            async for place, size, age in self._parts.leftovers(older_than, delete):
+                yield Leftover("/".join(place), size, age)
 
     # --- tokens ----------------------------------------------------------------------------------------------------
 
@@ -331,7 +369,7 @@ def pauses() -> list[float | None]:
     return [*(PAUSE * 2**i for i in range(TRIES - 1)), None]
 
 
-def check_not_barred(row: Row, keys: tuple[str, ...]) -> None:
+def check_not_barred(row: Row, keys: Collection[str]) -> None:
     """UnavailableError when the document under this id bars one of the keys."""
     if not set(keys).isdisjoint(row.get("barred", ())):
         raise UnavailableError("what was sent was collected as an orphan before it was recorded; send it again")
