@@ -261,7 +261,7 @@ def test_a_snapshot_that_a_record_comes_to_have_while_it_is_collected_stays(open
         async def save():
             assert await (other.insert(fresh) if way == "insert" else other.replace(fresh, 1)) in (None, True)
 
-        names = {"find": "find", "mark": "update_one", "holders": "find", "delete": "delete_one"}
+        names = {"find": "find", "mark": "update_one", "holders": "find", "delete": "find_one_and_delete"}
         collection = await store.collection("datafiles" if step == "holders" else "snapshots")
         method = getattr(type(collection), names[step])
         done = []

@@ -69,8 +69,9 @@ class Lookups:
         known: dict[Node, frozenset[str]] = {}
         for part, hashes in shared.items():
             if hashes is None and having:
-                hashes = await self._snapshots.matching(part, len(having), seconds, having)
-            known[part] = frozenset(hashes or ())
+                known[part] = frozenset(await self._snapshots.matching(part, None, seconds, having) or ())
+            else:
+                known[part] = frozenset(hashes or ())
 
         def is_match(row: Row) -> bool:
             hash = row.get("snapshot")

@@ -51,6 +51,7 @@ from aq_data.storage.metadata.record import Record
 
 __all__ = [
     "INDEXED_BYTES",
+    "INDEXED_KEYS",
     "INDEXES",
     "LARGE_BYTES",
     "LONG",
@@ -63,6 +64,7 @@ __all__ = [
     "Stored",
     "claims_of",
     "field_of",
+    "fields_of",
     "found_by",
     "make_mark",
     "pid_key",
@@ -98,8 +100,11 @@ LONG = "long"
 ORDER_BYTES = 24
 INDEXED_BYTES = 10 << 20
 """What a document is found by takes no more. Its text as JSON may be as large as the server lets it."""
+INDEXED_KEYS = 80_000
+"""Nor has it more values. All keys of a document are written at once, and MongoDB gives up, again and again, on what takes
+more than a tenth of its cache: 100,000 keys where that has 256 MB."""
 LARGE_BYTES = 64 << 10
-"""Documents of so much JSON are taken apart in a thread; of 16 times that, what they are found by is measured."""
+"""Documents of so much JSON are taken apart in a thread, and what they are found by is measured."""
 LONG_PID = 500
 
 
@@ -171,14 +176,17 @@ def stored(record: Record, encoded: bytes, snapshot: Snapshot | None) -> Stored:
 
 
 def _check_size(found: Found, encoded: bytes) -> None:
-    if len(encoded) > 16 * LARGE_BYTES:
-        size = len(bson.encode({"t": found.terms, "x": found.texts}))
-        if size > INDEXED_BYTES:
-            raise TooLargeError(
-                f"the document has {len(encoded)} bytes, and what it is found by takes {size}, of which MongoDB holds "
-                f"{INDEXED_BYTES}: keep long lists as arrays, long texts and programs as attached files",
-                limit=INDEXED_BYTES,
-            )
+    if len(encoded) < LARGE_BYTES:
+        return
+    keys = sum(len(value) if isinstance(value, list) else 1 for value in found.terms.values())
+    size = len(bson.encode({"t": found.terms, "x": found.texts}))
+    if keys > INDEXED_KEYS or size > INDEXED_BYTES:
+        raise TooLargeError(
+            f"the document has {len(encoded)} bytes and is found by {keys} values, which take {size} bytes; MongoDB takes "
+            f"{INDEXED_KEYS} values and {INDEXED_BYTES} bytes of each document: keep long lists as arrays, long texts and "
+            "programs as attached files",
+            limit=INDEXED_BYTES,
+        )
 
 
 def claims_of(row: Mapping[str, Any]) -> list[str]:
@@ -224,19 +232,24 @@ def found_by(plain: dict[str, Any], what: str) -> Found:
 
 
 def _stored_terms(facts: Facts) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """The fields `t` and `x`: a value where there is one, a list where there are several."""
+    """The fields `t` and `x`."""
+    fields, texts = fields_of(facts.terms, facts.document)
+    if facts.words:
+        fields[WORDS] = sorted(facts.words)
+    return fields, texts
+
+
+def fields_of(found: Iterable[Term], document: Any) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Terms as fields, a value where there is one, a list where there are several; and the long texts of the document."""
     fields: dict[str, list[Any]] = {}
     texts: dict[str, list[str]] = {}
-    for term in facts.terms:
-        fields.setdefault(field_of(term.path, term.kind), []).append(term.value)
-        if term.kind == "text" and len(str(term.value)) >= TEXT_PREFIX and field_of(term.path, "text") not in texts:
+    for term in found:
+        name = field_of(term.path, term.kind)
+        fields.setdefault(name, []).append(term.value)
+        if term.kind == "text" and len(str(term.value)) >= TEXT_PREFIX and name not in texts:
             fields[field_of(term.path, LONG)] = [True]
-            whole = texts_at(facts.document, term.path)
-            texts[field_of(term.path, "text")] = [text for text in whole if len(text) >= TEXT_PREFIX]
-    stored = {name: values[0] if len(values) == 1 else values for name, values in fields.items()}
-    if facts.words:
-        stored[WORDS] = sorted(facts.words)
-    return stored, texts
+            texts[name] = [text for text in texts_at(document, term.path) if len(text) >= TEXT_PREFIX]
+    return {name: values[0] if len(values) == 1 else values for name, values in fields.items()}, texts
 
 
 def _order_of(document: DataFile, found: frozenset[Term]) -> Binary:

@@ -36,7 +36,8 @@ async def prepare(database: AsyncDatabase[dict[str, Any]]) -> None:
             )
     models = [IndexModel(keys, name=name, **options) for name, keys, options in INDEXES]
     await database["datafiles"].create_indexes(models)
-    await database["snapshots"].create_index([("t.$**", 1)], name=TERMS_INDEX)
+    await database["snapshot_terms"].create_index([("t.$**", 1)], name=TERMS_INDEX)
+    await database["snapshot_terms"].create_index([("snapshot", 1)], name="snapshot")
     await database["tokens"].create_index([("hash", 1)], name="hash", unique=True)
     await database["kinds"].create_index([("path", 1)], name="path")
     if found["version"] < SCHEMA_VERSION:

@@ -1,15 +1,16 @@
-"""Snapshots of instruments on MongoDB: a document each, to which records refer, and which is found by terms of its own.
+"""Snapshots of instruments on MongoDB: stored once, and found by terms of their own, however many records have them.
 
-    _id       the hash
-    t, x      its terms and long texts, named as those of a record
-    content   the instruments as JSON, in zlib
-    size      bytes of that JSON
-    at        when it was put there
-    leaving   the mark of a `gc` that is about to remove it
+    snapshots       _id (the hash), content (the instruments as JSON, in zlib), size (of that JSON), at (when it was put)
+                    ready       the mark of whoever put it; not there before all its terms are
+                    fillers     the marks of those who are about to
+                    leaving     the mark of a `gc` that is about to remove it
+    snapshot_terms  _id (hash/mark/number), snapshot (the hash), t and x as a record has them: all of one path in one
+                    document, and no more values in one than MongoDB writes at once
 
 A record claims a snapshot in its own document (`holds`) before it makes sure that the snapshot is there, and is published
 only while the claim stands. Who removes one first marks it as leaving, then takes away the claims of what is not published;
-one that comes after the mark sees it, and takes it off again (docs/decisions/0014).
+one that comes after the mark sees it, and takes it off again. Terms say what is true of a hash whoever wrote them, so those
+that are left over do no harm; what removes them never meets those of another mark (docs/decisions/0014).
 """
 
 from __future__ import annotations
@@ -26,22 +27,33 @@ import msgspec
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import DuplicateKeyError
 
-from aq_data.errors import CorruptionError, TooLargeError
+from aq_data.errors import CorruptionError, TooLargeError, UnavailableError
 from aq_data.models.datafile import DataFile
-from aq_data.models.matching import Facts, matches
+from aq_data.models.matching import Facts, matches, outside
 from aq_data.models.paths import SortKey
-from aq_data.models.query import Node
+from aq_data.models.query import All, AnyOf, Compare, Element, Exists, Match, Node
 from aq_data.models.snapshots import SNAPSHOT_BYTES, Snapshot, joined_json, separated, snapshot_document
-from aq_data.models.terms import KIND_ORDER, Kind
+from aq_data.models.terms import KIND_ORDER, Kind, Term
 from aq_data.storage.metadata import _mql
-from aq_data.storage.metadata._mongo_records import field_of, found_by, make_mark
+from aq_data.storage.metadata._mongo_records import (
+    INDEXED_BYTES,
+    INDEXED_KEYS,
+    WORDS,
+    field_of,
+    fields_of,
+    found_by,
+    make_mark,
+)
 
 __all__ = ["Snapshots"]
 
 T = TypeVar("T")
 Row = dict[str, Any]
 
-DOCUMENT_BYTES = (16 << 20) - (64 << 10)
+CONTENT_BYTES = 15 << 20
+PART_KEYS = 20_000
+"""Values in one document of terms."""
+TRIES = 20
 CACHED_BYTES = 32 << 20
 """Contents kept in memory: what a hash stands for never changes."""
 BATCH = 1000
@@ -70,22 +82,48 @@ class Snapshots:
     async def put(self, snapshot: Snapshot) -> None:
         """Make sure that a snapshot is there and stays, which its claim must stand for already.
 
-        TooLargeError when it, or what it is found by, is too large for one document.
+        TooLargeError when it, or a list in it, is too large.
         """
-        snapshots = await self._database.collection("snapshots")
-        if await snapshots.find_one({"_id": snapshot.hash, "leaving": {"$exists": False}}, {"_id": 1}) is not None:
+        snapshots, terms = await self._collections()
+        settled = {"_id": snapshot.hash, "ready": {"$exists": True}, "leaving": {"$exists": False}}
+        if await snapshots.find_one(settled, {"_id": 1}) is not None:
             return
-        row, quantities = await asyncio.to_thread(_row_of, snapshot)
+        content, parts, quantities = await asyncio.to_thread(_taken_apart, snapshot)
         await self._database.keep_kinds(quantities)
-        change = {"$setOnInsert": row, "$unset": {"leaving": ""}}
+        for _ in range(TRIES):
+            # Whole, and perhaps about to leave: then it stays.
+            stays = {"_id": snapshot.hash, "ready": {"$exists": True}}
+            if (await self._again(snapshots.update_one, stays, {"$unset": {"leaving": ""}})).matched_count:
+                return
+            mark, at = make_mark().hex(), time.time()
+            rows = [
+                {"_id": f"{snapshot.hash}/{mark}/{number:04}", "snapshot": snapshot.hash, "at": at, **part}
+                for number, part in enumerate(parts)
+            ]
+            await self._fill(snapshot.hash, mark)
+            for row in rows:  # one by one: each may be as much as MongoDB writes at once
+                await self._again(terms.replace_one, {"_id": row["_id"]}, row, upsert=True)
+            whole = {"content": content, "size": len(snapshot.content), "at": at, "ready": mark}
+            change = {"$set": whole, "$unset": {"leaving": "", "fillers": ""}}
+            mine = {"_id": snapshot.hash, "$or": [{"fillers": mark}, {"ready": mark}]}
+            if (await self._again(snapshots.update_one, mine, change)).matched_count:
+                return
+            await self._again(terms.delete_many, {"_id": _range(snapshot.hash, mark)})
+        raise UnavailableError(f"the snapshot {snapshot.hash} is written and removed by many at once; try again")
 
-        async def attempt() -> None:
-            try:
-                await snapshots.update_one({"_id": snapshot.hash}, change, upsert=True)
-            except DuplicateKeyError:  # another put it at the same moment, whole
-                await snapshots.update_one({"_id": snapshot.hash}, change, upsert=True)
+    async def _fill(self, hash: str, mark: str) -> None:
+        snapshots, _ = await self._collections()
+        change = {"$addToSet": {"fillers": mark}, "$setOnInsert": {"size": 0, "at": time.time()}}
+        try:
+            await self._again(snapshots.update_one, {"_id": hash}, change, upsert=True)
+        except DuplicateKeyError:  # another made it at the same moment
+            await self._again(snapshots.update_one, {"_id": hash}, change, upsert=True)
 
-        await self._database.again(attempt)
+    async def _collections(self) -> tuple[AsyncCollection[Row], AsyncCollection[Row]]:
+        return await self._database.collection("snapshots"), await self._database.collection("snapshot_terms")
+
+    async def _again(self, write: Callable[..., Awaitable[T]], *arguments: Any, **options: Any) -> T:
+        return await self._database.again(lambda: write(*arguments, **options))
 
     async def contents(self, hashes: Iterable[str]) -> dict[str, bytes]:
         """The instruments, as JSON, of those that are there."""
@@ -94,7 +132,7 @@ class Snapshots:
         missing = sorted(wanted - found.keys())
         if missing:
             snapshots = await self._database.collection("snapshots")
-            async for row in snapshots.find({"_id": {"$in": missing}}, {"content": 1}):
+            async for row in snapshots.find({"_id": {"$in": missing}, "ready": {"$exists": True}}, {"content": 1}):
                 found[row["_id"]] = content = zlib.decompress(row["content"])
                 self._remember(row["_id"], content)
         for hash in found.keys() & self._contents.keys():
@@ -128,31 +166,54 @@ class Snapshots:
     # --- finding -----------------------------------------------------------------------------------------------------
 
     async def matching(
-        self, node: Node, limit: int, seconds: float, among: Collection[str] | None = None
-    ) -> list[str] | None:
-        """The hashes of those that match, of all or `among` some; None when there are more than `limit`."""
-        snapshots = await self._database.collection("snapshots")
-        where = _mql.compile_filter(node)
-        if among is not None:
-            where = {"$and": [{"_id": {"$in": list(among)}}, where]}
-        rows = snapshots.find(where, {"_id": 1}, limit=limit + 1).max_time_ms(round(seconds * 1000))
-        found = [row["_id"] async for row in rows]
-        if len(found) > limit:
+        self, node: Node, limit: int | None, seconds: float, among: Collection[str] | None = None
+    ) -> set[str] | None:
+        """The hashes of those that match a part of a filter, of all or `among` some; None for more than about `limit`."""
+        if isinstance(node, (All, AnyOf)):
+            groups = _by_path(node)
+            found = await asyncio.gather(*(self.matching(one, limit, seconds, among) for one in groups if one != node))
+            if not found:
+                return await self._found(node, limit, seconds, among)
+            known = [hashes for hashes in found if hashes is not None]
+            if isinstance(node, AnyOf):
+                return set().union(*known) if len(known) == len(found) else None
+            if not known:
+                return None
+            common = set.intersection(*known)
+            for one, hashes in zip(groups, found, strict=True):
+                if hashes is None and common:
+                    common = await self.matching(one, None, seconds, common) or set()
+            return common
+        if not isinstance(node, Element):
+            return await self._found(node, limit, seconds, among)
+        # What its elements are matched by must stand somewhere below, if it is not negated.
+        upper = [one for one in (Exists(node.path), outside(node.child, node.path)) if one != All(())]
+        wide = await self.matching(All(tuple(upper)), limit, seconds, among)
+        if wide is None:
             return None
-        if _mql.is_exact(node):
-            return found
-        judged: list[str] = []
-        for hash in found:  # one by one: each may be large
+        judged: set[str] = set()
+        for hash in wide:  # one by one: each may be large
             content = (await self.contents([hash])).get(hash)
             if content is not None and matches(node, Facts(snapshot_document(content))):
-                judged.append(hash)
+                judged.add(hash)
         return judged
+
+    async def _found(self, node: Node, limit: int | None, seconds: float, among: Collection[str] | None) -> set[str] | None:
+        """`matching` of conditions on one path, or of a word: what they ask of stands in one document."""
+        _, terms = await self._collections()
+        where = _mql.compile_filter(node)
+        if among is not None:
+            where = {"$and": [{"snapshot": {"$in": list(among)}}, where]}
+        most = 0 if limit is None else limit + 1
+        rows = terms.find(where, {"_id": 0, "snapshot": 1}, limit=most).max_time_ms(max(1, round(seconds * 1000)))
+        found = [row["snapshot"] async for row in rows]
+        return set(found) if limit is None or len(found) <= limit else None
 
     async def have(self, path: str) -> bool:
         """Whether in any of them something stands at a path that has an order."""
-        snapshots = await self._database.collection("snapshots")
+        _, terms = await self._collections()
         some = {"$or": [{f"t.{field_of(path, kind)}": {"$exists": True}} for kind in KIND_ORDER]}
-        return await snapshots.find_one(some, {"_id": 1}) is not None
+        return await terms.find_one(some, {"_id": 1}) is not None
 
     async def places(self, sort: SortKey, hashes: Collection[str]) -> dict[str, tuple[int, Any]]:
         """Rank and value by which records are sorted at a path inside, for those that have one."""
@@ -162,16 +223,18 @@ class Snapshots:
 
     async def values(self, path: str, kinds: Sequence[Kind], hashes: Collection[str]) -> dict[str, list[tuple[Kind, Any]]]:
         """The values at a path, each with its kind, of those that have any."""
-        snapshots = await self._database.collection("snapshots")
+        _, terms = await self._collections()
         names = {field_of(path, kind): kind for kind in kinds}
         fields = {f"t.{name}": 1 for name in names}
         some = {"$or": [{field: {"$exists": True}} for field in fields]}
         found: dict[str, list[tuple[Kind, Any]]] = {}
         listed = list(hashes)
         for first in range(0, len(listed), BATCH):
-            where = {"_id": {"$in": listed[first : first + BATCH]}, **some}
-            async for row in snapshots.find(where, fields):
-                found[row["_id"]] = [(names[name], value) for name, given in row["t"].items() for value in _listed(given)]
+            where = {"snapshot": {"$in": listed[first : first + BATCH]}, **some}
+            async for row in terms.find(where, {"snapshot": 1, **fields}):
+                found[row["snapshot"]] = [
+                    (names[name], value) for name, given in row["t"].items() for value in _listed(given)
+                ]
         return found
 
     # --- removing ----------------------------------------------------------------------------------------------------
@@ -214,24 +277,73 @@ class Snapshots:
             for row in holders:
                 await datafiles.update_one({"_id": row["_id"], "snapshot": {"$ne": hash}}, {"$pull": {"holds": hash}})
             if await datafiles.find_one({"holds": hash}, {"_id": 1}) is None:
-                gone = await snapshots.delete_one({"_id": hash, "leaving": mark})
-                return bool(gone.deleted_count)
+                gone = await snapshots.find_one_and_delete({"_id": hash, "leaving": mark}, {"ready": 1})
+                if gone is not None and "ready" in gone:
+                    terms = await self._database.collection("snapshot_terms")
+                    await terms.delete_many({"_id": _range(hash, gone["ready"])})
+                return gone is not None
         await snapshots.update_one({"_id": hash, "leaving": mark}, {"$unset": {"leaving": ""}})
         return False
 
+    async def remove_terms(self) -> None:
+        """Remove terms that no snapshot names, nor ever will: each mark is named before anything is written under it."""
+        snapshots, terms = await self._collections()
+        async for row in terms.find({}, {"snapshot": 1}):
+            hash, mark, _ = row["_id"].split("/")
+            if await snapshots.find_one({"_id": hash, "$or": [{"ready": mark}, {"fillers": mark}]}, {"_id": 1}) is None:
+                await terms.delete_one({"_id": row["_id"]})
 
-def _row_of(snapshot: Snapshot) -> tuple[Row, frozenset[tuple[str, Kind]]]:
-    found = found_by(snapshot_document(snapshot.content), f"the snapshot {snapshot.hash}")
+
+def _range(hash: str, mark: str) -> Row:
+    return {"$gt": f"{hash}/{mark}/", "$lt": f"{hash}/{mark}0"}  # 0 follows /
+
+
+def _by_path(node: All | AnyOf) -> list[Node]:
+    """The children, those on one path together; the node itself when all are on one."""
+    groups: dict[Any, list[Node]] = {}
+    for child in node.children:
+        key = child.path if isinstance(child, (Compare, Exists, Match)) else child
+        groups.setdefault(key, []).append(child)
+    if len(groups) == 1 and isinstance(node.children[0], (Compare, Exists, Match)):
+        return [node]
+    return [listed[0] if len(listed) == 1 else type(node)(tuple(listed)) for listed in groups.values()]
+
+
+def _taken_apart(snapshot: Snapshot) -> tuple[bytes, list[Row], frozenset[tuple[str, Kind]]]:
+    """Content, terms in documents without their ids, quantities."""
     content = zlib.compress(snapshot.content, 1)
-    row: Row = {"t": found.terms, "x": found.texts, "content": content, "size": len(snapshot.content), "at": time.time()}
-    size = len(bson.encode(row))
-    if size > DOCUMENT_BYTES:
-        raise TooLargeError(
-            f"the instruments have {len(snapshot.content)} bytes, and {size} with what they are found by; MongoDB takes "
-            f"{DOCUMENT_BYTES}: keep long lists and programs of instruments as arrays or attached files",
-            limit=DOCUMENT_BYTES,
-        )
-    return row, found.quantities
+    if len(content) > CONTENT_BYTES:
+        raise _too_large(snapshot, f"{len(content)} in zlib", CONTENT_BYTES)
+    document = snapshot_document(snapshot.content)
+    found = found_by(document, f"the snapshot {snapshot.hash}")
+    paths: dict[str, list[Term]] = {}
+    for term in found.known:
+        paths.setdefault(term.path, []).append(term)
+    words = found.terms.get(WORDS, [])
+    parts: list[Row] = [{"t": {WORDS: words[i : i + PART_KEYS]}} for i in range(0, len(words), PART_KEYS)]
+    batch: list[Term] = []
+    for listed in [*paths.values(), []]:
+        if batch and (not listed or len(batch) + len(listed) > PART_KEYS):
+            fields, texts = fields_of(batch, document)
+            parts.append({"t": fields, "x": texts})
+            batch = []
+        batch += listed
+    for part in parts:
+        keys = sum(len(value) if isinstance(value, list) else 1 for value in part["t"].values())
+        if keys > INDEXED_KEYS:
+            raise _too_large(snapshot, f"a list of {keys} values", INDEXED_KEYS)
+        size = len(bson.encode(part))
+        if size > INDEXED_BYTES:
+            raise _too_large(snapshot, f"texts of {size}", INDEXED_BYTES)
+    return content, parts, found.quantities
+
+
+def _too_large(snapshot: Snapshot, what: str, limit: int) -> TooLargeError:
+    return TooLargeError(
+        f"the instruments have {len(snapshot.content)} bytes, {what}; MongoDB takes {limit}: keep long lists of instruments "
+        "as arrays, long texts and programs as attached files",
+        limit=limit,
+    )
 
 
 def _listed(value: Any) -> list[Any]:

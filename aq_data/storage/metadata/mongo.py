@@ -144,7 +144,11 @@ class MongoStore(MetadataStore):
                         was_cut_off, found = True, None
                 if found is not None and "deleted" in found:
                     is_mine = was_cut_off and found["attempt"] == record.attempt
-                    return None if is_mine else await self._read(found)
+                    if is_mine:
+                        return None
+                    if not was_cut_off:  # else what it put apart may yet be published, as far as it knows: for `gc`
+                        await self._discard(id, kept)
+                    return await self._read(found)
                 if found is not None:
                     check_not_barred(found, keys)
                 await asyncio.sleep(pause or 0.0)
@@ -231,6 +235,10 @@ class MongoStore(MetadataStore):
         if kept.replaces is not None:
             with suppress(PyMongoError):  # then it is for `gc`: the record is written
                 await self._parts.remove(kept.replaces)
+
+    async def _discard(self, id: DataFileId, kept: Stored) -> None:
+        for key in kept.keys:
+            await self._parts.remove(Place(id, key, "document"))
 
     async def put_apart(self, id: DataFileId, name: str, value: bytes) -> tuple[Row, str]:
         """Put a large value apart: where it lies, and the key that must not be barred when that is published."""
@@ -326,6 +334,8 @@ class MongoStore(MetadataStore):
             async for hash, size, age in self._snapshots.unclaimed(older_than):
                 if not delete or await self._snapshots.remove(hash):
                     yield Leftover(f"snapshots/{hash}", size, age)
+            if delete:
+                await self._snapshots.remove_terms()
             async for place, size, age in self._parts.leftovers(older_than, delete):
                 yield Leftover("/".join(place), size, age)
 
