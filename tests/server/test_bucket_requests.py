@@ -75,3 +75,25 @@ def test_an_attached_file_is_read_by_two_requests(counted, tmp_path):
     with proxy.recording() as made:
         assert file.read_file("notes.txt") == note.read_bytes()
     assert len(made) == 2
+
+
+@pytest.mark.services
+def test_a_snapshot_of_the_instruments_is_looked_for_and_stored_once(counted):
+    """Two requests more, before and after; the first time also a look whether the bucket is there, and the snapshot."""
+    client, proxy = counted
+    vna = {"model": "Z1", "settings": {f"setting_{i}": {"value": i, "unit": "V"} for i in range(1000)}}
+    for more, waits in ((4, 5), (2, 3)):
+        with proxy.recording() as made:
+            client.save(SMALL, name="T1", instruments={"vna": vna})
+        assert (len(made), rounds(made)) == (5 + more, waits)
+
+
+@pytest.mark.services
+def test_a_long_attached_file_is_sent_in_parts(counted, tmp_path, bucket):
+    """Of 8 MiB each, besides the beginning and on S3 the end."""
+    client, proxy = counted
+    path = tmp_path / "long.bin"
+    path.write_bytes(bytes(20 << 20))
+    with proxy.recording() as made:
+        client.save(None, name="T1", files=[path])
+    assert len(made) == 1 + 3 + (1 if bucket.url.startswith("gs") else 2)
