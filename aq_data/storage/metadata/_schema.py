@@ -4,7 +4,8 @@
 that a comparison never meets a value of another kind; `d` is the document's position in order of saving. It is a view of
 two tables (`_generations`). Of a deleted
 document the terms stand under -p: counting and walking a positive p meets only documents that are alive. `facts(d, p, v)` is
-the same the other way round: what a given document has, with 0 in place of digests.
+the same the other way round: what a given document has. The digests of objects, which nobody asks an order of and which are
+another one in each document, stand there only, with 0 in place of them among the terms; all other digests the other way.
 
 Large instruments are a row of `snapshots` to which any number of documents refer (models.snapshots). Terms, facts and words
 of a snapshot stand there once, under d = -snapshot. A document that has one has none of these itself, but a term of the path
@@ -34,9 +35,9 @@ __all__ = [
     "UPDATE_SWEEP",
 ]
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """1: records and terms. 2: sweeps. 3: facts, words and facets beside the terms, pids, changes, snapshots. 4: terms in two
-generations."""
+generations. 5: no digests of objects among them."""
 
 SNAPSHOT = ("", "snapshot")
 """Path and kind of the term that says which snapshot a document has; no filter leads there."""
