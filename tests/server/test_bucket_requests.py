@@ -16,11 +16,11 @@ SMALL = xarray.Dataset({"iq": (("flux",), np.arange(5.0))}, {"flux": np.arange(5
 
 @pytest.fixture
 def counted(proxied, data):
-    """A client of a server on a bucket that is 50 ms away, and the proxy between them."""
+    """A client of a server on a bucket, and the proxy between them, which lets requests on when no more come."""
     bucket, proxy = proxied
-    proxy.latency = 0.05
     with running(ServerConfig(data=str(data), port=0, stores=bucket.as_default())) as url, aq_data.connect(url) as client:
         client.save(None, name="first")  # the connection and the credentials
+        proxy.gathering = 0.25
         yield client, proxy
 
 
