@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 from services import buckets as bucket_service
 from services import mongo as mongo_service
 from services.deployment import PATIENCE, PRODUCTION, WAYS, Production, deployed, environment, opened
+from services.proxying import HttpProxy
 
 import aq_data
 
@@ -130,6 +131,13 @@ def _lent_to_a_test(request: pytest.FixtureRequest, _production: Production | No
     yield
     if _production is not None and folder is not None:
         _production.give_back(folder)
+
+
+@pytest.fixture
+def proxied(bucket: bucket_service.Bucket) -> Iterator[tuple[bucket_service.Bucket, HttpProxy]]:
+    """The same through a proxy that counts and misbehaves."""
+    with bucket.behind_proxy() as pair:
+        yield pair
 
 
 @pytest.fixture

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
+from aq_data.configfile import ClientConfig, config_path, read_tables
 from aq_data.errors import ConfigError
 from aq_data.models.datafile import Kind
 from aq_data.models.stores import DEFAULT_STORE
 from aq_data.models.structs import resolve
 from aq_data.storage.arrays.bucket import BucketOptions
 
-__all__ = ["ClientConfig", "Config", "ServerConfig", "StoreConfig", "default_path", "load_config"]
+__all__ = ["ClientConfig", "Config", "ServerConfig", "StoreConfig", "load_config"]
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -78,44 +78,11 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"ServerConfig({', '.join(f'{field}={value!r}' for field, value in shown.items())})"
 
 
-class ClientConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The table `client`, read by `aq_data.connect()`."""
-
-    url: str | None = None
-    """Address of a server, or a folder for the embedded mode."""
-    token_file: str | None = None
-    """File that holds a token, readable by its owner only."""
-
-
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A whole configuration file."""
 
     server: ServerConfig = ServerConfig()
     client: ClientConfig = ClientConfig()
-
-
-def default_path() -> Path:
-    """`AQ_DATA_CONFIG`, else `~/.aq_config/data_server.json`, else the `.toml` beside it."""
-    named = os.environ.get("AQ_DATA_CONFIG")
-    if named:
-        return Path(named)
-    folder = Path.home() / ".aq_config"
-    toml = folder / "data_server.toml"
-    json_path = folder / "data_server.json"
-    return toml if toml.exists() and not json_path.exists() else json_path
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = path.read_bytes()
-        decoded = msgspec.toml.decode(content) if path.suffix == ".toml" else msgspec.json.decode(content)
-    except OSError as exc:
-        raise ConfigError(f"the configuration {path} cannot be read: {exc.strerror}") from exc
-    except msgspec.DecodeError as exc:
-        raise ConfigError(f"the configuration {path} is not valid {path.suffix[1:].upper()}: {exc}") from exc
-    if not isinstance(decoded, dict):
-        raise ConfigError(f"the configuration {path} must hold an object with the tables server and client")
-    return decoded
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -144,9 +111,9 @@ def load_config(path: Path | None, environ: Mapping[str, str], flags: Mapping[st
     `path` None takes the default file, which may be absent; a named one may not.
     """
     merged: dict[str, Any] = {}
-    chosen = path or default_path()
-    if path is not None or os.environ.get("AQ_DATA_CONFIG") or chosen.exists():
-        merged = _read(chosen)
+    chosen = path or config_path()
+    if chosen is not None:
+        merged = read_tables(chosen)
         _convert(merged, f"in {chosen}")
     environment = _from_environment(environ)
     given = {"server": {key: value for key, value in flags.items() if value is not None}}
@@ -163,4 +130,4 @@ def _convert(tables: dict[str, Any], where: str, strict: bool = True) -> Config:
         raise ConfigError(f"the configuration {where} is wrong: {exc}") from exc
 
 
-resolve(StoreConfig, ServerConfig, ClientConfig, Config)
+resolve(StoreConfig, ServerConfig, Config)

@@ -65,8 +65,8 @@ class Stores:
 def open_stores(config: ServerConfig) -> Stores:
     """`data/metadata.sqlite`, or MongoDB, and `data/blobs/`, made when absent, or all in memory; and the named stores."""
     address = _mongo_address(config)
-    if config.memory and address is not None:
-        raise ConfigError("memory and mongo exclude each other: name one of them")
+    if config.memory and (address is not None or DEFAULT_STORE in config.stores):
+        raise ConfigError("memory excludes mongo and stores.default: name one or the other")
     folder = Path(config.data).expanduser().absolute()
     places = _places(config, MEMORY if config.memory else str(folder / "blobs"))
     arrays = ArrayStores(

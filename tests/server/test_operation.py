@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from aq_server.__main__ import main
 from aq_server.commands.serving import running
-from aq_server.config import Config, ServerConfig, load_config
+from aq_server.config import Config, ServerConfig, StoreConfig, load_config
 from aq_server.service import health
 from aq_server.service.datafiles import DataFiles
 from forms import DATAFILES, array_part, declared, document_part, new_id, save
@@ -135,10 +135,8 @@ def test_every_field_says_what_it_means():
     """A docstring under each field, from which the documentation is made."""
     import inspect
 
-    from aq_server import config
-
-    source = inspect.getsource(config)
-    for table in (ServerConfig, type(Config().client)):
+    for table in (ServerConfig, StoreConfig, type(Config().client)):
+        source = "".join(inspect.getsource(sys.modules[each.__module__]) for each in table.__mro__[:2])
         for field in msgspec.structs.fields(table):
             assert re.search(rf'^    {field.name}: [^\n]*\n    """[A-Z]', source, re.MULTILINE), field.name
 

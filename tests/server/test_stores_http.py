@@ -296,6 +296,25 @@ def test_what_lies_in_a_store_that_is_not_known_is_told_and_hinders_nothing(conf
     assert [(finding.kind, finding.store) for finding in verified(poorer)] == [("no_store", "archive")]
 
 
+def test_a_store_that_cannot_be_opened_is_told_by_gc_and_verify_after_the_others_were_looked_at(config, tmp_path, data):
+    with running(config) as url, aq_data.connect(url) as client:
+        lost, other = client.save(store="archive").id, client.save().id
+        client.delete(other)
+    shutil.rmtree(tmp_path / "archive")
+    (tmp_path / "archive").write_text("no folder")
+
+    async def collect(stores: Stores) -> list:
+        found = []
+        with pytest.raises(UnavailableError, match="archive"):
+            async for orphan in stores.maintenance.gc(0.0, delete=True):
+                found.append(orphan.prefix.split("/")[0])
+        return found
+
+    assert [(finding.kind, finding.id) for finding in verified(config)] == [("no_store", lost), ("orphan", other)]
+    assert with_stores(config, collect) == [other]
+    assert [(finding.kind, finding.id) for finding in verified(config)] == [("no_store", lost)]
+
+
 # --- one store down ------------------------------------------------------------------------------------------------
 
 
@@ -713,6 +732,8 @@ def test_the_command_line_lists_adds_and_takes_away(own, rooms, capsys):
     assert "default for mask" in lines[3]
     assert main(["store", "ls", "--json", *flags]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["name"] == "fast"
+    assert main(["save", "--name", "x", "--store", "archive", "--json", *flags]) == 0
+    assert json.loads(capsys.readouterr().out)["store"] == "archive"
     assert main(["store", "rm", "fast", *flags]) == 0
     assert main(["store", "rm", "fast", *flags]) == 1
     assert "no store 'fast'" in capsys.readouterr().err

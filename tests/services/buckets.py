@@ -5,6 +5,7 @@ fake-gcs-server and versitygw; `AQ_DATA_GCS=docker` and `AQ_DATA_S3=docker` take
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -16,7 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
+from aq_server.config import StoreConfig
 from services.fetch import GCS, S3, missing
+from services.proxying import HttpProxy
 
 from aq_data.storage.arrays.blobs import BlobStore
 from aq_data.storage.arrays.bucket import BucketOptions, open_bucket
@@ -41,9 +45,20 @@ class Bucket:
         name = uuid.uuid4().hex
         return replace(self, url=f"{self.url}/{name}", folder=self.folder / name)
 
+    @contextmanager
+    def behind_proxy(self) -> Iterator[tuple[Bucket, HttpProxy]]:
+        """The same bucket through a proxy, which ends with the block."""
+        assert self.options.endpoint is not None
+        with contextlib.closing(HttpProxy(self.options.endpoint)) as proxy:
+            yield replace(self, options=msgspec.structs.replace(self.options, endpoint=proxy.url)), proxy
+
     def open(self) -> BlobStore:
         """The blobs there."""
         return open_bucket(self.url, self.options)
+
+    def as_default(self) -> dict[str, StoreConfig]:
+        """The named stores of a server that keeps its blobs there."""
+        return {"default": StoreConfig(url=self.url, **msgspec.structs.asdict(self.options))}
 
     @property
     def storage_options(self) -> dict[str, object]:

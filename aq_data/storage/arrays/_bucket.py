@@ -13,16 +13,28 @@ from typing import TypeVar
 from aq_data.errors import AqDataError, NotFoundError, StorageError, UnavailableError
 from aq_data.storage.arrays.blobs import BlobEntry
 
-__all__ = ["CONNECT_SECONDS", "Bucket", "Page", "Parts", "RefusedError", "TruncatedError", "asking", "refusal", "translate"]
+__all__ = [
+    "CONNECT_SECONDS",
+    "SILENT_SECONDS",
+    "Bucket",
+    "Page",
+    "Parts",
+    "RefusedError",
+    "TruncatedError",
+    "asking",
+    "refusal",
+    "translate",
+]
 
 T = TypeVar("T")
 
 CONNECT_SECONDS = 5.0
-"""For a connection to be made, and for one of those allowed to become free."""
+"""For a connection to be made."""
+SILENT_SECONDS = 15.0
+"""Without a byte of an answer a request has failed, …"""
 TOTAL_SECONDS = 30.0
-"""For a request with all its repetitions, …"""
+"""… and with all its repetitions after so many, beyond the time that its bytes take at the rate below."""
 LEAST_BYTES_PER_SECOND = 1 << 20
-"""… beyond the time that its bytes take at this rate."""
 ATTEMPTS = 5
 FIRST_PAUSE = 0.1
 """Seconds before the first repetition, at random up to twice as much; each later one waits three times longer."""
@@ -70,7 +82,9 @@ class Bucket(ABC):
     failures: tuple[type[Exception], ...]
     """What the library raises."""
     passing: tuple[type[Exception], ...]
-    """Those of them that waiting may mend."""
+    """Those of them that waiting may mend, …"""
+    lasting: tuple[type[Exception], ...]
+    """… but for these."""
     deleted_at_once: int
     """Keys that one request can delete."""
 
@@ -113,10 +127,14 @@ def refusal(bucket: Bucket, exc: BaseException | None) -> RefusedError | None:
     return bucket.refusal(exc)
 
 
-ABSENT = frozenset({"NoSuchKey", "NoSuchUpload"})
-_TRANSIENT_CODES = frozenset({"RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable", "OperationAborted"})
-_TRANSIENT_STATUSES = frozenset({408, 409, 425, 429})
+_ABSENT = "NoSuchKey"
+_PASSING_CODES = frozenset(
+    {"InternalError", "NoSuchUpload", "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown"}
+)
+_PASSING_STATUSES = frozenset({408, 409, 425, 429})
 _WAYS_OUT = {
+    301: "the bucket is in another region or at another endpoint; correct the configuration",
+    307: "the bucket is in another region or at another endpoint; correct the configuration",
     401: "its credentials are not accepted; check them, and this machine's clock",
     403: "access is forbidden; check its credentials and what they may do there",
     404: "there is no such bucket, or its endpoint is another service; make it, or correct the configuration",
@@ -130,16 +148,16 @@ def translate(bucket: Bucket, address: str, exc: BaseException, key: str) -> AqD
         return _of_answer(refused, address, key)
     name = type(exc).__name__
     text = " ".join(str(exc).split()) or "no further word"
-    if isinstance(exc, (TimeoutError, TruncatedError, *bucket.passing)):
+    if isinstance(exc, (TimeoutError, TruncatedError, *bucket.passing)) and not isinstance(exc, bucket.lasting):
         return UnavailableError(f"{address} did not answer at {key!r} ({name}: {text}); try again")
     return StorageError(f"{address} cannot be used at {key!r} ({name}: {text}); check its configuration")
 
 
 def _of_answer(refused: RefusedError, address: str, key: str) -> AqDataError:
     said = ", ".join(part for part in (str(refused.status), refused.code, " ".join(refused.text.split())[:200]) if part)
-    if refused.code in ABSENT:
+    if refused.code == _ABSENT:
         return NotFoundError(f"there is no blob {key!r} in {address}")
-    if refused.status >= 500 or refused.status in _TRANSIENT_STATUSES or refused.code in _TRANSIENT_CODES:
+    if refused.status >= 500 or refused.status in _PASSING_STATUSES or refused.code in _PASSING_CODES:
         return UnavailableError(f"{address} cannot answer now at {key!r} ({said}); try again")
     way_out = _WAYS_OUT.get(refused.status, "look at its settings")
     return StorageError(f"{address} refused {key!r} ({said}): {way_out}")

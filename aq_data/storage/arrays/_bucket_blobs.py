@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import TypeVar
@@ -23,6 +24,10 @@ AT_ONCE = 16
 PART_BYTES = 8 << 20
 """What an upload holds in memory; a smaller blob is one request. Parts grow, so that 10,000 of them hold a terabyte."""
 PARTS_OF_A_SIZE = 250
+WHOLE_BYTES = 32 << 20
+"""What a blob that is read whole is given time for; it is nearly always a chunk."""
+READY = 64
+"""Places that `check` writes to: a provider allows about one write in a second to the same."""
 
 
 class BucketBlobs(BlobStore):
@@ -34,14 +39,20 @@ class BucketBlobs(BlobStore):
         self._bucket: Bucket | None = None
         self._workers = Workers()
 
-    async def ask(self, key: str, call: Callable[[Bucket], Awaitable[T]], nbytes: int = 0) -> T:
-        """What `call` returns, with the errors of a blob store: of absence only when the bucket itself is there."""
+    async def ask(
+        self, key: str, call: Callable[[Bucket], Awaitable[T]], nbytes: int = 0, *, may_be_absent: bool = False
+    ) -> T:
+        """What `call` returns, with the errors of a blob store.
+
+        Absence only where it `may_be_absent`, and when it is the key's: an answer that does not say so may be that of a
+        missing bucket or of something else at its endpoint, and costs a request more.
+        """
         bucket = self._opened()
         try:
             return await asking(bucket, self._address, key, lambda: call(bucket), nbytes)
         except StorageError as exc:
             refused = refusal(bucket, exc.__cause__)
-            if refused is None or refused.status != 404 or refused.code == "NoSuchBucket":
+            if not may_be_absent or refused is None or refused.status != 404 or refused.code == "NoSuchBucket":
                 raise
         await asking(bucket, self._address, key, lambda: bucket.page(self._root, "", "", 1))
         raise NotFoundError(f"there is no blob {key!r} in {self._address}")
@@ -68,9 +79,11 @@ class BucketBlobs(BlobStore):
         content = memoryview(data).cast("B") if not isinstance(data, (bytes, bytearray)) else data
         await self._write(key, lambda bucket: bucket.put(self._root + key, content), len(content))
 
-    async def _write(self, key: str, call: Callable[[Bucket], Awaitable[None]], nbytes: int = 0) -> None:
+    async def _write(
+        self, key: str, call: Callable[[Bucket], Awaitable[None]], nbytes: int = 0, *, may_be_absent: bool = False
+    ) -> None:
         """As `ask`. Who is cancelled waits for the answer: obeyed later, it would bring back what he removes."""
-        sent = asyncio.create_task(self.ask(key, call, nbytes))
+        sent = asyncio.create_task(self.ask(key, call, nbytes, may_be_absent=may_be_absent))
         try:
             await asyncio.shield(sent)
         except asyncio.CancelledError:
@@ -105,11 +118,11 @@ class BucketBlobs(BlobStore):
         if stop is not None and stop <= start:
             await self.size(key)
             return b""
-        nbytes = 0 if stop is None else stop - start
-        return await self.ask(key, lambda bucket: bucket.get(self._root + key, start, stop), nbytes)
+        nbytes = WHOLE_BYTES if stop is None else stop - start
+        return await self.ask(key, lambda bucket: bucket.get(self._root + key, start, stop), nbytes, may_be_absent=True)
 
     async def size(self, key: str) -> int:
-        return await self.ask(key, lambda bucket: bucket.size(self._root + key))
+        return await self.ask(key, lambda bucket: bucket.size(self._root + key), may_be_absent=True)
 
     async def replace(self, key: str, data: Buffer) -> None:
         await self._put(key, data)
@@ -118,7 +131,9 @@ class BucketBlobs(BlobStore):
         async def copy(i: int) -> None:
             source, target = pairs[i]
             try:
-                await self._write(source, lambda bucket: bucket.copy(self._root + source, self._root + target))
+                await self._write(
+                    source, lambda bucket: bucket.copy(self._root + source, self._root + target), may_be_absent=True
+                )
             except NotFoundError as absent:
                 try:
                     await self.size(target)
@@ -172,11 +187,8 @@ class BucketBlobs(BlobStore):
         batches = [[self._root + key for key in keys[i : i + size]] for i in range(0, len(keys), size)]
         await self._lanes(len(batches), lambda i: self.ask(keys[i * size], lambda bucket: bucket.delete(batches[i])))
 
-    def location(self, key: str) -> str:
-        return f"{self._address}/{key}"
-
     async def check(self) -> None:
-        await self.replace(".ready", b"")
+        await self.replace(f".ready-{os.getpid() % READY}", b"")
 
     async def close(self) -> None:
         # Waits on this thread: at the end of the interpreter no other can be started.

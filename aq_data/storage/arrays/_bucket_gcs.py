@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any
@@ -16,12 +17,13 @@ from gcsfs.core import GCSFileSystem
 from gcsfs.retry import HttpError, NonRetryableError
 from yarl import URL
 
-from aq_data.storage.arrays._bucket import CONNECT_SECONDS, Bucket, Page, Parts, RefusedError, TruncatedError
+from aq_data.storage.arrays._bucket import CONNECT_SECONDS, SILENT_SECONDS, Bucket, Page, Parts, RefusedError, TruncatedError
 from aq_data.storage.arrays.blobs import BlobEntry
 
 __all__ = ["GcsBucket"]
 
 BINARY = {"Content-Type": "application/octet-stream"}
+BOUNDARY = "one-deletion"
 PIECE = 1 << 18
 """Bytes that are given to a connection at a time, so that the event loop has its turns."""
 
@@ -46,6 +48,7 @@ class GcsBucket(Bucket):
         requests.exceptions.ConnectionError,
         requests.exceptions.Timeout,
     )
+    lasting = (aiohttp.ClientSSLError,)
     deleted_at_once = 100
 
     def __init__(self, name: str, options: dict[str, Any], connections: int) -> None:
@@ -57,7 +60,7 @@ class GcsBucket(Bucket):
             use_listings_cache=False,
             session_kwargs={
                 "connector": aiohttp.TCPConnector(limit=connections),
-                "timeout": aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS, sock_read=20.0),
+                "timeout": aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS),
                 "auto_decompress": False,
             },
             **options,
@@ -95,7 +98,8 @@ class GcsBucket(Bucket):
 
     async def put(self, key: str, data: bytes | bytearray | memoryview) -> None:
         _, _, body = await self._request("POST", self._upload(key, "media"), BINARY, data)
-        _check_size(body, len(data))
+        if _size(body) != len(data):
+            raise TruncatedError(f"{_size(body)} of {len(data)} bytes were stored")
 
     async def get(self, key: str, start: int, stop: int | None) -> bytes:
         headers = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}
@@ -108,7 +112,7 @@ class GcsBucket(Bucket):
 
     async def size(self, key: str) -> int:
         _, _, body = await self._request("GET", f"{self._object(key)}?fields=size")
-        return int(json.loads(body)["size"])
+        return _size(body)
 
     async def copy(self, source: str, target: str) -> None:
         token = ""
@@ -136,8 +140,22 @@ class GcsBucket(Bucket):
         return Page(entries, answer.get("prefixes", []), answer.get("nextPageToken", ""))
 
     async def delete(self, keys: Sequence[str]) -> None:
-        for key in keys:
-            await self._request("DELETE", self._object(key), taken=(404,))
+        parts = [
+            f"--{BOUNDARY}\r\nContent-Type: application/http\r\nContent-ID: <{i}>\r\n\r\n"
+            f"DELETE /storage/v1/b/{self._name}/o/{quote(key, safe='')} HTTP/1.1\r\n\r\n\r\n"
+            for i, key in enumerate(keys)
+        ]
+        data = "".join([*parts, f"--{BOUNDARY}--\r\n"]).encode()
+        headers = {"Content-Type": f"multipart/mixed; boundary={BOUNDARY}"}
+        _, _, body = await self._request("POST", f"{self._base}/batch/storage/v1", headers, data)
+        statuses = [int(found) for found in re.findall(rb"^HTTP/1\.[01] (\d{3})", body, re.MULTILINE)]
+        if len(statuses) != len(keys):
+            raise TruncatedError(f"{len(statuses)} of {len(keys)} deletions were answered")
+        for status in statuses:
+            if status >= 300 and status != 404:
+                raise RefusedError(status)
+        if 404 in statuses:  # which may be that of the whole bucket
+            await self.page("", "", "", 1)
 
     async def begin(self, key: str) -> Parts:
         _, headers, _ = await self._request("POST", self._upload(key, "resumable"), {"Content-Length": "0"})
@@ -164,28 +182,29 @@ class _Session(Parts):
 
     async def send(self, data: bytes, is_last: bool) -> None:
         start, total = self._sent, self._sent + len(data)
-        arrived = start
-        if self._is_in_doubt:
-            status, arrived = await self._put(f"bytes */{total if is_last else '*'}", b"")
-            if status != 308:
-                self._sent = total
-                return
-        if not start <= arrived <= total:
-            raise TruncatedError(f"{arrived} of {start} bytes of an upload have arrived")
+        arrived, is_done = start, False
+        if self._is_in_doubt:  # a part is not simply sent again: how much of it has arrived is asked first
+            arrived, is_done = await self._put(f"bytes */{total if is_last else '*'}", b"")
         self._is_in_doubt = True
-        if arrived < total or is_last:
+        if start <= arrived < total and not is_done:
             content_range = f"bytes {arrived}-{total - 1}/{total if is_last else '*'}"
-            status, arrived = await self._put(content_range, memoryview(data)[arrived - start :])
-            if (status == 308) == is_last or (not is_last and arrived != total):
-                raise TruncatedError(f"{arrived} of {total} bytes of an upload have arrived")
+            arrived, is_done = await self._put(content_range, memoryview(data)[arrived - start :])
+        if arrived != total or is_done != is_last:
+            raise TruncatedError(f"{arrived} of {total} bytes of an upload have arrived")
         self._sent, self._is_in_doubt = total, False
 
-    async def _put(self, content_range: str, data: bytes | memoryview) -> tuple[int, int]:
-        """The status and how many bytes have arrived in all."""
+    async def _put(self, content_range: str, data: bytes | memoryview) -> tuple[int, bool]:
+        """How many bytes have arrived in all, and whether the blob is complete."""
         headers = {"Content-Range": content_range, **BINARY}
-        status, answered, _ = await self._bucket._request("PUT", self._url, headers, data, taken=(308,))  # noqa: SLF001
+        status, answered, body = await self._bucket._request(  # noqa: SLF001
+            "PUT", self._url, headers, data, taken=(308, 404, 410)
+        )
+        if status in (404, 410):
+            raise RefusedError(status, "NoSuchUpload", "the upload was forgotten")
+        if status != 308:
+            return _size(body), True
         last = answered.get("Range", "").rpartition("-")[2]
-        return status, int(last) + 1 if last else 0
+        return int(last) + 1 if last else 0, False
 
     async def abort(self) -> None:
         # 499 is how the provider says that it has forgotten the upload.
@@ -201,15 +220,16 @@ def _refused(status: int, body: bytes) -> RefusedError:
     text = body.decode("utf-8", "replace")
     try:
         error = json.loads(text)["error"]
-        return RefusedError(status, error["errors"][0].get("reason", ""), error.get("message", ""))
+        code, text = error["errors"][0].get("reason", ""), error.get("message", "")
     except (ValueError, LookupError, TypeError, AttributeError):
-        return RefusedError(status, "", text)
+        code = ""
+    if status == 404:  # the reason is "notFound" whatever is absent: an object, the bucket, or anything at that address
+        code = "NoSuchKey" if text.startswith("No such object") else ""
+    return RefusedError(status, code, text)
 
 
-def _check_size(body: bytes, size: int) -> None:
+def _size(body: bytes) -> int:
     try:
-        stored = int(json.loads(body)["size"])
+        return int(json.loads(body)["size"])
     except (ValueError, LookupError, TypeError) as exc:
-        raise TruncatedError("the answer to an upload does not say how much was stored") from exc
-    if stored != size:
-        raise TruncatedError(f"{stored} of {size} bytes were stored")
+        raise TruncatedError("the answer does not say how large the blob is") from exc

@@ -10,10 +10,12 @@ from typing import Any
 
 import aiohttp
 import botocore.exceptions
+import botocore.parsers
 from aiobotocore.session import AioSession
+from botocore.handlers import add_expect_header
 from s3fs import S3FileSystem
 
-from aq_data.storage.arrays._bucket import CONNECT_SECONDS, Bucket, Page, Parts, RefusedError, TruncatedError
+from aq_data.storage.arrays._bucket import CONNECT_SECONDS, SILENT_SECONDS, Bucket, Page, Parts, RefusedError, TruncatedError
 from aq_data.storage.arrays.blobs import BlobEntry
 
 __all__ = ["S3Bucket", "session"]
@@ -22,22 +24,36 @@ __all__ = ["S3Bucket", "session"]
 class S3Bucket(Bucket):
     """A bucket of Amazon S3, or of a server that speaks like it."""
 
-    failures = (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError, aiohttp.ClientError, OSError, ValueError)
+    failures = (
+        botocore.exceptions.BotoCoreError,
+        botocore.exceptions.ClientError,
+        botocore.parsers.ResponseParserError,
+        aiohttp.ClientError,
+        OSError,
+        ValueError,
+    )
     passing = (
+        botocore.exceptions.ChecksumError,
+        botocore.exceptions.ConnectionError,
+        botocore.exceptions.CredentialRetrievalError,
+        botocore.exceptions.FlexibleChecksumError,
+        botocore.exceptions.MetadataRetrievalError,
+        botocore.parsers.ResponseParserError,
         botocore.exceptions.HTTPClientError,
         botocore.exceptions.IncompleteReadError,
         aiohttp.ClientConnectionError,
         aiohttp.ClientPayloadError,
         ConnectionError,
     )
+    lasting = (botocore.exceptions.SSLError, aiohttp.ClientSSLError)
     deleted_at_once = 1000
 
     def __init__(self, name: str, options: dict[str, Any], connections: int) -> None:
         """`options` are those of s3fs. To be made inside the event loop that asks."""
-        self._name = name
+        self._name, self._prepared = name, None
         config = {
             "connect_timeout": CONNECT_SECONDS,
-            "read_timeout": 20.0,
+            "read_timeout": SILENT_SECONDS,
             "retries": {"total_max_attempts": 1, "mode": "standard"},
             "max_pool_connections": connections,
         }
@@ -50,7 +66,12 @@ class S3Bucket(Bucket):
         )
 
     async def _client(self) -> Any:
-        return await self._fs.set_session()
+        client = await self._fs.set_session()
+        if client is not self._prepared:
+            # Asking for leave before each body would cost a round trip more; ours are small enough to be sent in vain.
+            client.meta.events.unregister("before-call.s3", add_expect_header)
+            self._prepared = client
+        return client
 
     async def put(self, key: str, data: bytes | bytearray | memoryview) -> None:
         client = await self._client()

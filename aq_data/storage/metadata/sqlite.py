@@ -32,8 +32,9 @@ from aq_data.models.stores import DEFAULT_STORE, AddedStore
 from aq_data.models.values import format_instant
 from aq_data.storage.metadata._changes import add_change, changes_before
 from aq_data.storage.metadata._connection import Writer, border, open_connection
+from aq_data.storage.metadata._entries import Stored
 from aq_data.storage.metadata._functions import handing, install
-from aq_data.storage.metadata._index import BACKLOG, Stored, TermIndex
+from aq_data.storage.metadata._index import BACKLOG, TermIndex
 from aq_data.storage.metadata._plan import Question
 from aq_data.storage.metadata._schema import SCHEMA, SCHEMA_VERSION, STORES
 from aq_data.storage.metadata._snapshots import put_apart
@@ -58,6 +59,8 @@ _HASHES = (
 
 CACHED_BYTES = 32 << 20
 """Encoded size of the records kept in memory; one over a hundredth of it is read anew each time."""
+WRITTEN_KIB = 128_000
+"""Memory for the pages that a large batch of the index changes; with less SQLite writes them several times."""
 SCANNED = 200
 SCANNED_BYTES = 32 << 20
 QUERY_SECONDS = 10.0
@@ -83,6 +86,7 @@ class SqliteStore(MetadataStore):
         self._readers = ThreadPoolExecutor(4, thread_name_prefix="sqlite-read")
         with border():
             self._written = self._connect()
+            self._written.execute(f"PRAGMA cache_size=-{WRITTEN_KIB}")
             self._prepare(self._written)
         self._sweeps = SqliteSweeps(self)
         self._writer = Writer(self._written, self._memory_lock, self._index_next, self._index.forget)
@@ -130,7 +134,10 @@ class SqliteStore(MetadataStore):
     # --- writing ---------------------------------------------------------------------------------------------------
 
     def _index_next(self, connection: sqlite3.Connection) -> bool:
-        return self._index.through(connection) != self._index.advance(connection)
+        if self._index.through(connection) != self._index.advance(connection):
+            return True
+        connection.execute("PRAGMA shrink_memory")  # of what large batches took
+        return False
 
     async def _catch_up(self) -> None:
         """Return when every record acknowledged by now is in the index."""
@@ -298,6 +305,11 @@ class SqliteStore(MetadataStore):
 
     async def snapshots(self, store: str) -> set[str]:
         return {row[0] for row in await self.read(lambda connection: connection.execute(_HASHES, (store,)).fetchall())}
+
+    async def needs_snapshot(self, store: str, hash: str) -> bool:
+        question = f"{_HASHES} AND hash=? LIMIT 1"  # of a common snapshot many documents, of any other few are looked at
+        rows = await self.read(lambda connection: connection.execute(question, (store, hash)).fetchall())
+        return bool(rows)
 
     # --- tokens ----------------------------------------------------------------------------------------------------
 

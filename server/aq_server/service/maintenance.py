@@ -58,11 +58,22 @@ class Maintenance:
         """Orphans of every store that are at least `older_than` seconds old, removed when `delete`.
 
         A removed attempt is barred first: a save that is still running under it fails cleanly and is sent again.
+        UnavailableError, at the end, when a store could not be looked into.
         """
-        for info in await self._stores.infos():
-            arrays = await self._stores.at(info.name)
-            async for orphan in Collecting(self._metadata, arrays, info.name).run(older_than, delete):
-                yield orphan
+        failure: UnavailableError | None = None
+        for name in await self._stores.names():
+            try:
+                arrays = await self._stores.at(name)
+                async for orphan in Collecting(self._metadata, arrays, name).run(older_than, delete):
+                    yield orphan
+            except UnavailableError as exc:
+                failure = failure or exc
+        async for left in self._metadata.leftovers(older_than, delete):
+            yield Orphan("", left.key, left.size, left.age, "in the database, and no record has it", delete)
+        if failure is not None:
+            raise failure
+
+    # --- verify ----------------------------------------------------------------------------------------------------
 
     async def verify(self, repair: bool = False) -> AsyncIterator[Finding]:
         """Read every stored byte and compare it with its checksum and its record; yields what does not agree."""
@@ -82,11 +93,15 @@ class Maintenance:
             if verifier is not None:
                 async for finding in verifier.record(record, repair):
                     yield msgspec.structs.replace(finding, store=store)
-        async for orphan in self.gc(0.0, delete=False):
-            if orphan.reason == LEFT_OVER and orphan.age < READERS_SECONDS:
-                continue
-            detail = f"{orphan.prefix} ({orphan.size} bytes, {orphan.reason})"
-            yield Finding("orphan", orphan.prefix.split("/")[0], detail, store=orphan.store)
+        try:
+            async for orphan in self.gc(0.0, delete=False):
+                if orphan.reason == LEFT_OVER and orphan.age < READERS_SECONDS:
+                    continue
+                detail = f"{orphan.prefix} ({orphan.size} bytes, {orphan.reason})"
+                yield Finding("orphan", orphan.prefix.split("/")[0], detail, store=orphan.store)
+        except UnavailableError as exc:
+            if None not in verifiers.values():
+                yield Finding("no_store", "", str(exc))
 
 
 class _Verifying:
