@@ -28,7 +28,7 @@ from shipments import Shipment
 from sweeping import EAGER, HERE, Course, Crew, Process, Reader, quiet_port, wait_for
 
 import aq_data
-from aq_data.errors import ConflictError, NotFoundError, UnavailableError
+from aq_data.errors import NotFoundError, UnavailableError
 from aq_data.models.datafile import make_id
 
 LEASE = EAGER["LEASE_SECONDS"]
@@ -255,7 +255,8 @@ class Work:
                 try:
                     client.delete(known.shipment.id)
                 except NotFoundError as exc:  # the try before, of which nothing was heard, has done it
-                    assert exc.code == "deleted"
+                    if exc.code != "deleted":
+                        raise
                 except UnavailableError:
                     continue
                 known.is_gone = True
@@ -287,7 +288,8 @@ class Work:
                 found = client.search({"number": known.shipment.number})
                 assert known.is_going or [each.id for each in found] == [id], "what is there is not found, or more than once"
         except NotFoundError as exc:
-            assert known.is_going or not is_saved, f"{id} was acknowledged and is lost: {exc}"
+            if is_saved and not known.is_going:
+                raise AssertionError(f"{id} was acknowledged and is lost") from exc
 
     # --- sweeps ------------------------------------------------------------------------------------------------------
 

@@ -76,7 +76,6 @@ def run_cluster(
             check_everything(cluster, work)
         except BaseException:
             for node in cluster.nodes:
-            for node in cluster.nodes:
                 print(f"--- {node.url}\n{node.log.read_text()[-3000:]}")
             raise
         finally:
