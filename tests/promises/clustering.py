@@ -240,10 +240,15 @@ class Work:
             known = self.ledger.pick(chance)
             if known is not None:
                 n += 1
-                with suppress(UnavailableError):
+                try:
                     file = client.update(known.shipment.id, {"comment": str(n)})
                     known.comment, known.revision = n, max(known.revision, file.revision)
                     self.ledger.count("changed")
+                except UnavailableError:
+                    self.ledger.count("changes that failed")
+                except NotFoundError:
+                    if not known.is_going:
+                        raise
             self.stop.wait(0.1 * chance.random())
 
     def _delete(self, client: aq_data.Client, chance: random.Random) -> None:
