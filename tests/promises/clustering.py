@@ -31,7 +31,9 @@ import aq_data
 from aq_data.errors import NotFoundError, UnavailableError
 from aq_data.models.datafile import make_id
 
-LEASE = EAGER["LEASE_SECONDS"]
+LEASE = 3.0
+FOLDING = {**EAGER, "LEASE_SECONDS": LEASE}
+PATIENCE = 120.0
 MOST_BLOCKS = 40
 """A writer waits while so many of its blocks are not acknowledged."""
 
@@ -51,7 +53,7 @@ class Node(Process):
 
     def start(self) -> None:
         """Return when it listens."""
-        command = [str(HERE / "sweep_server.py"), json.dumps({"folding": EAGER}), "serve", "--config", str(self.config)]
+        command = [str(HERE / "sweep_server.py"), json.dumps({"folding": FOLDING}), "serve", "--config", str(self.config)]
         super().__init__(command, self._folder / "log", stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -313,7 +315,7 @@ class Work:
             if lag < MOST_BLOCKS and (course.kind != "large" or lag == 0):
                 course.write(sweep, self.accepted[i] + 1)
                 self.accepted[i] += 1
-            self.stop.wait(2.0 if course.kind == "large" else 0.1)
+            self.stop.wait(4.0 if course.kind == "large" else 0.1)
         sweep.finish(120)
         self.acknowledged[i] = self.accepted[i]
 
@@ -345,12 +347,14 @@ class Work:
             )
 
         try:
-            wait_for(gets_on, "somebody does not get on after everything works again", 60, self.check)
+            wait_for(gets_on, "somebody does not get on after everything works again", PATIENCE, self.check)
         except AssertionError as exc:
             now = (self.ledger.counts, self.accepted, self.acknowledged, self.reader.looks, self.sweeps)
             raise AssertionError(f"{exc}: {(before, accepted, looks)} became {now}") from exc
         for node in self.cluster.nodes:
-            wait_for(lambda node=node: node.readiness()["status"] == "ready", "a server does not get ready", 20, self.check)
+            wait_for(
+                lambda node=node: node.readiness()["status"] == "ready", "a server does not get ready", PATIENCE, self.check
+            )
 
     def end(self) -> None:
         """Stop; finish the sweeps; every follower has seen the end."""
@@ -399,7 +403,7 @@ def befall(cluster: Cluster, misfortune: str, seconds: float) -> None:
             victims[0].end()
         elif words[0] == "pause":
             victims[0].send(signal.SIGSTOP)
-            seconds = max(seconds, 2 * LEASE)
+            seconds = max(seconds, 1.5 * LEASE)
         elif words[1] == "killed":
             cluster.restart_database()
         else:
