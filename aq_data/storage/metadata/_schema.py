@@ -24,11 +24,11 @@ __all__ = [
     "FORGET_SWEEP",
     "INSERT_BLOCK",
     "INSERT_SWEEP",
+    "LATER",
     "PRAGMAS",
     "SCHEMA",
     "SCHEMA_VERSION",
     "SNAPSHOT",
-    "STORES",
     "SWEEP",
     "UNFINISHED",
     "UNFOLDED_BYTES",
@@ -133,8 +133,11 @@ SWEEPS = (
         UNIQUE (sweep, seq))""",
 )
 
-STORES = "CREATE TABLE IF NOT EXISTS stores (name TEXT PRIMARY KEY, store BLOB NOT NULL) WITHOUT ROWID"
-"""Came after version 3 and stands alone, so that it is made wherever it is absent."""
+LATER = (
+    "CREATE TABLE IF NOT EXISTS stores (name TEXT PRIMARY KEY, store BLOB NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS leases (name TEXT PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL) WITHOUT ROWID",
+)
+"""Came after version 3 and stand alone, so that they are made wherever they are absent."""
 
 SCHEMA = (*RECORDS, *INDEX, *SWEEPS, f"PRAGMA user_version={SCHEMA_VERSION}")
 

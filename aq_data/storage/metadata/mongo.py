@@ -396,6 +396,17 @@ class MongoStore(MetadataStore):
                     await asyncio.sleep(pause)
         raise AssertionError("the last pause is None")
 
+    async def lease(self, name: str, owner: str, now: float, until: float) -> bool:
+        leases = await self.collection("leases")
+        free = {"_id": name, "$or": [{"until": {"$lt": now}}, {"owner": owner}]}
+        change = {"$set": {"owner": owner, "until": until}}
+        with border():
+            try:
+                await self.again(lambda: leases.update_one(free, change, upsert=True))
+            except DuplicateKeyError:
+                return False
+        return True
+
     async def check(self) -> None:
         meta = await self.collection("meta")
         with border():
