@@ -7,7 +7,6 @@ import pytest
 import xarray
 from aq_server.commands.serving import running
 from aq_server.config import ServerConfig
-from services.buckets import ACCESS_KEY, SECRET_KEY
 from services.proxying import rounds
 
 import aq_data
@@ -16,14 +15,11 @@ SMALL = xarray.Dataset({"iq": (("flux",), np.arange(5.0))}, {"flux": np.arange(5
 
 
 @pytest.fixture
-def counted(proxied, data, monkeypatch):
+def counted(proxied, data):
     """A client of a server on a bucket that is 50 ms away, and the proxy between them."""
     bucket, proxy = proxied
     proxy.latency = 0.05
-    for name, value in {"ACCESS_KEY_ID": ACCESS_KEY, "SECRET_ACCESS_KEY": SECRET_KEY, "REGION": "us-east-1"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    config = ServerConfig(data=str(data), port=0, blobs=bucket.url, blobs_endpoint=bucket.options.endpoint)
-    with running(config) as url, aq_data.connect(url) as client:
+    with running(ServerConfig(data=str(data), port=0, stores=bucket.as_default())) as url, aq_data.connect(url) as client:
         client.save(None, name="first")  # the connection and the credentials
         yield client, proxy
 

@@ -265,7 +265,7 @@ def test_a_snapshot_that_a_save_came_to_refer_to_while_it_was_collected_is_put_b
         if name == "replace":  # after the removal, before the second look
 
             async def first_look():
-                between(monkeypatch, stores.metadata, "snapshots", save)
+                between(monkeypatch, stores.metadata, "needs_snapshot", save)
 
             between(monkeypatch, stores.arrays.open("default").blobs, "remove", first_look)
         else:

@@ -733,6 +733,8 @@ def test_the_command_line_lists_adds_and_takes_away(own, rooms, capsys):
     assert "default for mask" in lines[3]
     assert main(["store", "ls", "--json", *flags]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["name"] == "fast"
+    assert main(["save", "--name", "x", "--store", "archive", "--json", *flags]) == 0
+    assert json.loads(capsys.readouterr().out)["store"] == "archive"
     assert main(["store", "rm", "fast", *flags]) == 0
     assert main(["store", "rm", "fast", *flags]) == 1
     assert "no store 'fast'" in capsys.readouterr().err

@@ -71,6 +71,8 @@ class Production:
 
     def __enter__(self) -> Production:
         Production.current = self
+        # Readers without aq-data: else gcsfs asks each bucket its kind over gRPC, which an emulator does not speak, for 60 s.
+        os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
         return self
 
     def __exit__(self, *_: object) -> None:

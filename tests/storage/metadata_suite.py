@@ -956,6 +956,9 @@ class MetadataStoreTests:
             assert await store.snapshots("archive") == {hashes[0], hashes[1]}
             assert await store.snapshots("other") == {hashes[2]}
             assert await store.snapshots("nowhere") == set()
+            for name in ("default", "archive", "other", "nowhere"):
+                needed = {hash for hash in hashes if await store.needs_snapshot(name, hash)}
+                assert needed == await store.snapshots(name)
 
         within(open_store, body)
 

@@ -187,6 +187,9 @@ class BucketBlobs(BlobStore):
         batches = [[self._root + key for key in keys[i : i + size]] for i in range(0, len(keys), size)]
         await self._lanes(len(batches), lambda i: self.ask(keys[i * size], lambda bucket: bucket.delete(batches[i])))
 
+    def location(self, key: str) -> str:
+        return f"{self._address}/{key}"
+
     async def check(self) -> None:
         await self.replace(f".ready-{os.getpid() % READY}", b"")
 

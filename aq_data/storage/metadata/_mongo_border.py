@@ -14,23 +14,26 @@ from pymongo.errors import (
     ConnectionFailure,
     CursorNotFound,
     DocumentTooLarge,
-    DuplicateKeyError,
     ExecutionTimeout,
     OperationFailure,
     PyMongoError,
     WriteConcernError,
 )
 
-from aq_data.errors import AqDataError, ConfigError, ConflictError, StorageError, TooLargeError, UnavailableError
+from aq_data.errors import AqDataError, ConfigError, StorageError, TooLargeError, UnavailableError
 
-__all__ = ["border", "open_client", "taken_pid", "translate"]
+__all__ = ["border", "open_client", "translate"]
 
 DEFAULTS: dict[str, Any] = {
     # On disk of most members before it is acknowledged, and read only what can no longer be rolled back.
     "w": "majority",
     "journal": True,
     "readConcernLevel": "majority",
-    "serverSelectionTimeoutMS": 10_000,
+    # A database that is down or says nothing is found out by the driver's own probes, without a limit on what may take
+    # long: the first question then fails within 12 seconds, every later one within 5.
+    "heartbeatFrequencyMS": 2_000,
+    "connectTimeoutMS": 4_000,
+    "serverSelectionTimeoutMS": 5_000,
     "appname": "aq-data",
 }
 """What an address may say otherwise."""
@@ -47,9 +50,6 @@ def translate(exc: PyMongoError | BSONError) -> AqDataError:
     """Our error for pymongo's: what a wait may mend is UnavailableError, too large a document TooLargeError."""
     code = exc.code if isinstance(exc, OperationFailure) else None
     name = type(exc).__name__ if code is None else f"{type(exc).__name__} {code}"
-    pid = taken_pid(exc)
-    if pid is not None:
-        return ConflictError(f"the pid {pid[:80]!r} is that of another DataFile; choose another", code="id_taken")
     message = f"the metadata database failed ({name}): {str(exc)[:500]}"
     if isinstance(exc, DocumentTooLarge) or code in TOO_LARGE:
         return TooLargeError(
@@ -60,13 +60,6 @@ def translate(exc: PyMongoError | BSONError) -> AqDataError:
     if isinstance(exc, PyMongoError) and any(map(exc.has_error_label, ("RetryableWriteError", "TransientTransactionError"))):
         return UnavailableError(message)
     return StorageError(message)
-
-
-def taken_pid(exc: PyMongoError | BSONError) -> str | None:
-    """The pid that another record has, when that is what the error is about."""
-    details = exc.details if isinstance(exc, DuplicateKeyError) else None
-    pid = (details or {}).get("keyValue", {}).get("pid")
-    return None if pid is None else str(pid)
 
 
 @contextmanager

@@ -306,6 +306,11 @@ class SqliteStore(MetadataStore):
     async def snapshots(self, store: str) -> set[str]:
         return {row[0] for row in await self.read(lambda connection: connection.execute(_HASHES, (store,)).fetchall())}
 
+    async def needs_snapshot(self, store: str, hash: str) -> bool:
+        question = f"{_HASHES} AND hash=? LIMIT 1"  # of a common snapshot many documents, of any other few are looked at
+        rows = await self.read(lambda connection: connection.execute(question, (store, hash)).fetchall())
+        return bool(rows)
+
     # --- tokens ----------------------------------------------------------------------------------------------------
 
     async def add_token(self, token: Token) -> None:

@@ -6,6 +6,7 @@ the record; success is answered after it. A crash leaves an orphan prefix, which
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import os
@@ -33,6 +34,8 @@ log = logging.getLogger("aq_data")
 
 HELD_BYTES = 16 << 20
 """Values of one-chunk arrays that wait in memory to be written at one go with the rest of a save."""
+DISCARD_SECONDS = 2.0
+"""For undoing a save. Where a store is down its client should not wait for that twice; `gc` has what is left."""
 
 
 def now() -> datetime:
@@ -168,8 +171,9 @@ class Save:
         if self._file is not None:
             await self._file.discard()
         try:
-            await self._home.arrays.blobs.remove(f"{self.id}/{self._attempt}")
-        except AqDataError as exc:
+            async with asyncio.timeout(DISCARD_SECONDS):
+                await self._home.arrays.blobs.remove(f"{self.id}/{self._attempt}")
+        except (AqDataError, TimeoutError) as exc:
             log.warning("an abandoned save left blobs for gc", extra={"fields": {"id": self.id, "error": str(exc)}})
 
     def _digest(self) -> str:
