@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -58,6 +58,7 @@ Row = dict[str, Any]
 TRIES = 4
 PAUSE = 0.2
 """Seconds before the second try; each further pause is twice as long. An election takes the driver's own waiting besides."""
+AGAIN_SECONDS = 5.0
 SCANNED = 200
 READ = {"document": 1, "snapshot": 1, "apart": 1, "attempt": 1, "digest": 1}
 KNOWN = {**READ, "deleted": 1, "barred": 1}
@@ -69,7 +70,7 @@ class MongoStore(MetadataStore):
     def __init__(self, url: str, database: str = "aq_data") -> None:
         self._client: AsyncMongoClient[Row] = open_client(url)
         self._name = database
-        self._opening = asyncio.Lock()
+        self._opening: asyncio.Task[AsyncDatabase[Row]] | None = None
         self._database: AsyncDatabase[Row] | None = None
         self._known_quantities: set[tuple[str, str]] = set()
         self._parts = Parts(self)
@@ -82,10 +83,16 @@ class MongoStore(MetadataStore):
     async def collection(self, name: str) -> AsyncCollection[Row]:
         """A collection of the database, which is made ready when first asked for."""
         if self._database is None:
-            async with self._opening:
-                if self._database is None:
-                    self._database = await self._prepared()
+            # All who ask wait for one attempt, and hear of its failure together; the next who asks tries again.
+            if self._opening is None:
+                self._opening = asyncio.create_task(self._prepared())
+                self._opening.add_done_callback(self._opened)
+            self._database = await asyncio.shield(self._opening)
         return self._database[name]
+
+    def _opened(self, task: asyncio.Task[AsyncDatabase[Row]]) -> None:
+        if task.cancelled() or task.exception() is not None:
+            self._opening = None
 
     async def _prepared(self) -> AsyncDatabase[Row]:
         # Whatever the address says: a member that lags behind would not have what was acknowledged.
@@ -371,12 +378,19 @@ class MongoStore(MetadataStore):
             await meta.update_one({"_id": "check"}, {"$set": {"at": time.time()}}, upsert=True)
 
     async def close(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
         await self._client.close()
 
 
-def pauses() -> list[float | None]:
-    """Before each further try so many seconds; None is the end."""
-    return [*(PAUSE * 2**i for i in range(TRIES - 1)), None]
+def pauses() -> Iterator[float | None]:
+    """Before each further try so many seconds; None is the end. A try that took long is not followed by many."""
+    began = time.monotonic()
+    for i in range(TRIES - 1):
+        if time.monotonic() - began > AGAIN_SECONDS:
+            break
+        yield PAUSE * 2**i
+    yield None
 
 
 def check_not_barred(row: Row, keys: Collection[str]) -> None:
