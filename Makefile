@@ -18,7 +18,7 @@ $(INSTALLED): .venv/bin/python pyproject.toml constraints.txt
 	@touch $@
 
 $(INSTALLED_DEV): .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[server,arrow,dask,netcdf,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[server,gcs,s3,arrow,dask,netcdf,dev]'
 	@touch $@ $(INSTALLED)
 
 demo: $(INSTALLED) ## install, start a server, save a simulated sweep, find it, read a slice
@@ -33,8 +33,10 @@ test: $(INSTALLED_DEV) ## the whole suite; skips what needs a service
 services: .venv/bin/python ## fetch what test-services needs into .cache, once
 	@$(BIN)/python tests/services/fetch.py
 
-test-services: $(INSTALLED_DEV) ## the tests against real services; a service that is not there is a failure
+test-services: $(INSTALLED_DEV) ## the tests against real services, then those of servers over MongoDB and buckets
 	@AQ_DATA_SERVICES=required $(BIN)/python -m pytest -m services -n auto --dist worksteal
+	@AQ_DATA_SERVICES=required AQ_DATA_DEPLOYMENT=production $(BIN)/python -m pytest -m 'not services' -n auto --dist worksteal \
+		tests/server tests/client tests/promises
 
 check: $(INSTALLED_DEV) ## linters, types, import contracts
 	@$(BIN)/ruff check .

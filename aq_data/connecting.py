@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import msgspec
 
 from aq_data.client.client import Client
 from aq_data.client.connections import Source, open_server, request_headers
 from aq_data.client.http import TIMEOUT, Http
 from aq_data.client.inprocess import AppTransport
+from aq_data.configfile import client_config
 from aq_data.errors import ConfigError
 
 __all__ = ["connect"]
@@ -30,12 +30,12 @@ def connect(target: str | os.PathLike[str] | None = None, *, token: str | None =
     nothing answers, or something that is not aq-data; ConfigError when the embedded mode lacks the [server] extra.
     What processes that died left in the spool for this target is delivered in the background.
     """
-    configured = _client_table()
-    default = os.environ.get("AQ_DATA_URL") or configured.get("url") or DEFAULT_URL
+    configured = client_config()
+    default = os.environ.get("AQ_DATA_URL") or configured.url or DEFAULT_URL
     chosen = os.fspath(target) if target is not None else default
     secret = token or os.environ.get("AQ_DATA_TOKEN")
-    if secret is None and chosen == configured.get("url"):
-        secret = _token_from(configured.get("token_file"))  # only to whom it was meant for
+    if secret is None and chosen == configured.url:
+        secret = _token_from(configured.token_file)  # only to whom it was meant for
     client = open_client(_normal(chosen), secret)
     client.deliver_in_background()
     return client
@@ -55,32 +55,6 @@ def _normal(target: str) -> str:
     if Path(target).expanduser().is_file():
         raise ConfigError(f"{target!r} is a file; connect to a folder or to an address such as {DEFAULT_URL}")
     return str(Path(target).expanduser().absolute())
-
-
-def _client_table() -> dict[str, Any]:
-    """The configured client settings: the file's, under those of the environment."""
-    named = os.environ.get("AQ_DATA_CONFIG")
-    folder = Path.home() / ".aq_config"
-    paths = [Path(named)] if named else [folder / "data_server.json", folder / "data_server.toml"]
-    table: dict[str, Any] = {}
-    path = next((path for path in paths if named or path.is_file()), None)
-    if path is not None:
-        try:
-            content = path.read_bytes()
-            decoded = msgspec.toml.decode(content) if path.suffix == ".toml" else msgspec.json.decode(content)
-            table = dict(decoded.get("client", {}))
-        except OSError as exc:
-            raise ConfigError(f"the configuration {path} cannot be read: {exc.strerror}") from exc
-        except (msgspec.DecodeError, AttributeError, TypeError, ValueError) as exc:
-            raise ConfigError(f"the configuration {path} cannot be used: {exc}") from exc
-    prefix = "AQ_DATA_CLIENT__"
-    table |= {name.removeprefix(prefix).lower(): text for name, text in os.environ.items() if name.startswith(prefix)}
-    for key, value in table.items():
-        if key not in ("url", "token_file") or not isinstance(value, str):
-            raise ConfigError(
-                f"the table client has no key {key!r} that is a {type(value).__name__}; it has url and token_file"
-            )
-    return table
 
 
 def _token_from(path: str | None) -> str | None:

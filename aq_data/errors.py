@@ -1,23 +1,23 @@
 """Every error aq-data raises, grouped by what the catcher will do about it.
 
-    AqDataError                           tell the operator         500  internal
-     ├─ NotFoundError (KeyError)          look elsewhere            404  not_found, deleted
-     ├─ SelectionError (IndexError)       correct the selection     400  bad_selection
-     ├─ QueryError (ValueError)           correct the query         400  bad_query, bad_cursor
-     ├─ ValidationError (ValueError)      correct what was sent     422  invalid, unsupported_dtype, bad_name
-     ├─ ConflictError                     decide which one counts   409  id_taken, finished, illegal_state, missing_blocks
-     ├─ StaleRevisionError                read again, then change   412  stale_revision
-     ├─ RangeError                        ask for a range inside   416  bad_range
-     ├─ TooLargeError                     send less                 413  too_large
-     ├─ NotAcceptableError                ask for another format    406  not_acceptable
-     ├─ UnsupportedMediaError             send another format       415  unsupported_media
-     ├─ AuthenticationError               present a token           401  unauthenticated
-     ├─ ForbiddenError                    ask for the right scope   403  forbidden
-     ├─ RateLimitError                    slow down                 429  rate_limited
-     ├─ StorageError                      call the operator         500  storage
-     ├─ CorruptionError                   restore from a copy       500  corrupt
-     ├─ UnavailableError                  try again                 503  unavailable
-     └─ ConfigError                       correct the configuration   –  bad_config
+    AqDataError                       tell the operator        500  internal
+     ├─ NotFoundError (KeyError)      look elsewhere           404  not_found, deleted
+     ├─ SelectionError (IndexError)   correct the selection    400  bad_selection
+     ├─ QueryError (ValueError)       correct the query        400  bad_query, bad_cursor
+     ├─ ValidationError (ValueError)  correct what was sent    422  invalid, unsupported_dtype, bad_name
+     ├─ ConflictError                 decide which one counts  409  id_taken, finished, illegal_state, missing_blocks, in_use
+     ├─ StaleRevisionError            read again, then change  412  stale_revision
+     ├─ RangeError                    ask for a range inside   416  bad_range
+     ├─ TooLargeError                 send less                413  too_large
+     ├─ NotAcceptableError            ask for another format   406  not_acceptable
+     ├─ UnsupportedMediaError         send another format      415  unsupported_media
+     ├─ AuthenticationError           present a token          401  unauthenticated
+     ├─ ForbiddenError                ask for the right scope  403  forbidden
+     ├─ RateLimitError                slow down                429  rate_limited
+     ├─ StorageError                  call the operator        500  storage
+     ├─ CorruptionError               restore from a copy      500  corrupt
+     ├─ UnavailableError              try again                503  unavailable
+     └─ ConfigError                   mend the configuration     –  bad_config
 
 A `code` is stable and append-only: clients may branch on it. `status_hint` is what an HTTP server should answer; nothing
 here speaks HTTP. Details a program may need (the current revision, the real shape) are in `details`.
@@ -105,12 +105,13 @@ class ValidationError(AqDataError, ValueError):
 
 
 class ConflictError(AqDataError):
-    """The request contradicts what is stored: the id holds other content, the arrays are finished, blocks are missing.
+    """The request contradicts what is stored: the id holds other content, the arrays are finished, blocks are missing, a
+    store is in use.
 
     With `missing_blocks`, `details["known"]` is the last number of the writer that is stored.
     """
 
-    codes = ("id_taken", "finished", "illegal_state", "missing_blocks")
+    codes = ("id_taken", "finished", "illegal_state", "missing_blocks", "in_use")
     status_hint = 409
 
 

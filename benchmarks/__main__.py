@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scale = SMALL if options.small else FULL
     names = [side for side in SIDES if any(side in WORKLOADS[name].sides for name in options.only)]
     names = [side for side in names if not (options.no_tiled and side.startswith("tiled"))]
-    names = [side for side in names if not (options.no_aq and side == "aq")]
+    names = [side for side in names if not (options.no_services and side.startswith("aq-"))]
+    names = [side for side in names if not (options.no_aq and side.startswith("aq"))]
     tiled = ensure_tiled((_CACHE / "tiled-venv").absolute()) if any(map(_is_tiled, names)) else None
     _LOG.info("warming memory: %.1f s", machine.warm_memory(scale.warm_bytes))
     run = {"tiled": TILED, "rounds": options.rounds, "scale": asdict(scale), "before": machine.describe()}
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", type=_workloads, default=list(WORKLOADS), help=f"some of {','.join(WORKLOADS)}")
     parser.add_argument("--small", action="store_true", help="tiny sizes: a smoke test, its figures mean nothing")
     parser.add_argument("--no-tiled", action="store_true", help="without Tiled")
+    parser.add_argument("--no-services", action="store_true", help="without MongoDB and buckets")
     parser.add_argument("--no-aq", action="store_true", help="without aq-data: the peer and the floors alone")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side at each workload (3)")
     parser.add_argument("--json", type=Path, default=_CACHE / "benchmarks.json", help="where every figure goes")

@@ -1,5 +1,7 @@
 """aq-data's client, used as a user would."""
 
+from collections.abc import Iterator
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,9 @@ import aq_data
 from benchmarks.peer import ArrayHandle, Options, Peer, Rows
 
 __all__ = ["AqPeer", "AqRows", "connect"]
+
+
+_turns: dict[str, Iterator[str]] = {}
 
 
 class AqPeer:
@@ -59,5 +64,5 @@ class AqRows:
 
 
 def connect(options: Options) -> Peer:
-    """`options`: `url`."""
-    return AqPeer(options["url"])
+    """`options`: `url`, or several `urls`, which take turns: clients spread over the servers of a cluster."""
+    return AqPeer(next(_turns.setdefault(options["url"], cycle(options.get("urls", [options["url"]])))))

@@ -151,7 +151,7 @@ def _append_rows(side: Side, number: int) -> Figures:
 
 def _append_all(side: Side, number: int) -> Figures:
     """The peer has no faster way: a part of its rows is enough to know its rate."""
-    rows = side.scale.rows * 10 if side.name == "aq" else max(2, side.scale.rows // 5)
+    rows = side.scale.rows * 10 if side.name.startswith("aq") else max(2, side.scale.rows // 5)
     figures: Figures = side.driver().ask("append_rows", count=rows, width=side.scale.points, seed=number, at_once=True)
     return figures
 
@@ -199,17 +199,20 @@ def _serve_whole(side: Side, number: int) -> Figures:
     return {"growth_mb": peak - before, "before_mb": before, "peak_mb": peak}
 
 
-_ARRAY_SIDES = ("aq", "tiled", "tiled-tuned", "zarr")
+_DEPLOYMENTS = ("aq", "aq-gcs", "aq-s3")
+"""Embedded, and production on two kinds of bucket."""
+_WITH_TILED = (*_DEPLOYMENTS, "tiled")
+_ARRAY_SIDES = (*_DEPLOYMENTS, "tiled", "tiled-tuned", "zarr")
 
 WORKLOADS = {
     "start": Workload("start to first answer, empty data folder", ("aq", "tiled"), _start, ("start_s", "idle_mb")),
-    "W1": Workload("save small files one by one", ("aq", "tiled"), _save_files, ("files_per_s", "median_ms", "p99_ms")),
+    "W1": Workload("save small files one by one", _WITH_TILED, _save_files, ("files_per_s", "median_ms", "p99_ms")),
     "W2": Workload("save one large array", _ARRAY_SIDES, _save_array, ("mb_per_s", "seconds")),
     "W3": Workload("read it whole", _ARRAY_SIDES, _read_whole, ("mb_per_s", "seconds")),
     "W4": Workload("read [i:i+10, j:j+10, :]", (*_ARRAY_SIDES, "route"), _read_boxes, ("median_ms", "p99_ms")),
     "W5": Workload("read [::100, ::100, 0]", _ARRAY_SIDES, _read_strided, ("median_ms",)),
-    "W6": Workload("append rows, each durable", ("aq", "tiled"), _append_rows, ("rows_per_s", "median_ms", "p99_ms")),
-    "W6-writer": Workload("append rows through the writer", ("aq", "tiled"), _append_all, ("rows_per_s",)),
+    "W6": Workload("append rows, each durable", _WITH_TILED, _append_rows, ("rows_per_s", "median_ms", "p99_ms")),
+    "W6-writer": Workload("append rows through the writer", _WITH_TILED, _append_all, ("rows_per_s",)),
     "points": Workload(
         "scalars point by point",
         ("aq",),
@@ -232,7 +235,10 @@ WORKLOADS = {
     "block": Workload("one block of 640 MB", ("aq",), _large_block, ("growth_mb", "mb_per_s", "finish_s")),
     "preview": Workload("preview of 10^7 points", ("aq",), _preview, ("seconds", "first_s")),
     "W8": Workload(
-        "small reads of parallel clients", ("aq", "tiled"), _read_together, ("requests_per_s", "median_ms", "p99_ms")
+        "small reads of parallel clients",
+        ("aq", "aq-gcs", "aq-gcs-two", "tiled"),
+        _read_together,
+        ("requests_per_s", "median_ms", "p99_ms"),
     ),
     "X2": Workload(
         "small reads while another pulls slabs",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.clusters import Cluster, running
 from benchmarks.driver_process import DriverProcess
 from benchmarks.measurements import Figures
 from benchmarks.peer import Options
@@ -14,7 +15,7 @@ from benchmarks.workloads import Scale, Stored
 
 __all__ = ["AQ_SERVER", "SIDES", "TILED_KEY", "Side", "open_sides", "tiled_server"]
 
-SIDES = ("aq", "tiled", "tiled-tuned", "zarr", "route")
+SIDES = ("aq", "aq-gcs", "aq-gcs-two", "aq-s3", "tiled", "tiled-tuned", "zarr", "route")
 TILED_KEY = "benchmark"
 """The single-user key of a server that lives for minutes, on loopback."""
 
@@ -27,17 +28,20 @@ class Contestant:
     python: str
     server: ServerKind | None
     options: Options
+    deployment: str
+    """Name of the folder of its servers: sides of one deployment share them."""
+    servers: int = 1
 
 
 class Side:
     """One contestant at work. Arrays are stored when a workload first needs them, and kept for the next one."""
 
-    def __init__(self, contestant: Contestant, folder: Path, scale: Scale, server: ServerProcess | None) -> None:
+    def __init__(self, contestant: Contestant, folder: Path, scale: Scale, servers: list[ServerProcess]) -> None:
         self.scale = scale
         self.name = folder.name
         self._contestant = contestant
         self._folder = folder
-        self._server = server
+        self._servers = servers
         self._drivers: list[DriverProcess] = []
         self._small: list[Stored] = []
         self._large: Stored | None = None
@@ -45,8 +49,8 @@ class Side:
 
     @property
     def server(self) -> ServerProcess:
-        assert self._server is not None, "a floor in one process has no server"
-        return self._server
+        assert self._servers, "a floor in one process has no server"
+        return self._servers[0]
 
     def driver(self, number: int = 0) -> DriverProcess:
         """The side's first driver, or its second (a client that works while the first one does)."""
@@ -56,8 +60,10 @@ class Side:
 
     def new_driver(self) -> DriverProcess:
         """One that belongs to the caller, connected to wherever the server listens now, and warm."""
-        url = str(self._folder) if self._server is None else self._server.url
-        options = self._contestant.options | {"url": url}
+        urls = [server.url for server in self._servers] or [str(self._folder)]
+        options = self._contestant.options | {"url": urls[0]}
+        if len(urls) > 1:
+            options["urls"] = urls
         log = self._folder.with_name(f"{self._folder.name}-driver.log")
         driver = DriverProcess(self._contestant.python, self._contestant.peer, options, log)
         try:
@@ -115,32 +121,42 @@ def open_sides(names: list[str], folder: Path, scale: Scale, tiled: Path | None,
 
     `tiled` is the interpreter of Tiled's environment; it may be None when no side is Tiled's.
     """
-    servers: dict[str, ServerProcess] = {}
+    servers: dict[tuple[str, int], ServerProcess] = {}
+    clusters: dict[str, Cluster] = {}
     sides = {}
     for name in names:
-        contestant = _contestant(name, scale, tiled)
-        if contestant.server is not None and contestant.peer not in servers:
-            server = ServerProcess(contestant.server, folder / contestant.peer)
-            stack.callback(server.stop)
-            server.start()
-            servers[contestant.peer] = server
-        sides[name] = Side(contestant, folder / name, scale, servers.get(contestant.peer))
+        contestant = _contestant(name, scale, tiled, clusters, stack)
+        used = []
+        for number in range(contestant.servers if contestant.server else 0):
+            key = (contestant.deployment, number)
+            if key not in servers:
+                assert contestant.server is not None
+                servers[key] = ServerProcess(contestant.server, folder / contestant.deployment)
+                stack.callback(servers[key].stop)
+                servers[key].start()
+            used.append(servers[key])
+        sides[name] = Side(contestant, folder / name, scale, used)
         stack.callback(sides[name].stop_drivers)
     return sides
 
 
-def _contestant(name: str, scale: Scale, tiled: Path | None) -> Contestant:
+def _contestant(name: str, scale: Scale, tiled: Path | None, clusters: dict[str, Cluster], stack: ExitStack) -> Contestant:
     match name:
         case "aq":
-            return Contestant("aq", sys.executable, AQ_SERVER, {})
+            return Contestant("aq", sys.executable, AQ_SERVER, {}, "aq")
+        case "aq-gcs" | "aq-gcs-two" | "aq-s3":
+            services = name.removesuffix("-two")
+            if services not in clusters:
+                clusters[services] = stack.enter_context(running(services))
+            return Contestant("aq", sys.executable, clusters[services].server, {}, services, 2 if name != services else 1)
         case "route":
-            return Contestant("route", sys.executable, ServerKind(_route_command, "/box"), {})
+            return Contestant("route", sys.executable, ServerKind(_route_command, "/box"), {}, "route")
         case "zarr":
-            return Contestant("zarr", sys.executable, None, {})
+            return Contestant("zarr", sys.executable, None, {}, "zarr")
         case "tiled" | "tiled-tuned":
             assert tiled is not None
             chunks = scale.tuned_chunks if name == "tiled-tuned" else None
-            return Contestant("tiled", str(tiled), tiled_server(tiled), {"api_key": TILED_KEY, "chunks": chunks})
+            return Contestant("tiled", str(tiled), tiled_server(tiled), {"api_key": TILED_KEY, "chunks": chunks}, "tiled")
     raise ValueError(f"no side is called {name!r}; there are {', '.join(SIDES)}")
 
 

@@ -83,6 +83,7 @@ TARGETS = (
     Target("block", "growth_mb", "aq", sense="<=", bound=200),
     Target("preview", "seconds", "aq", sense="<=", bound=0.2),
     Target("W8", "requests_per_s", "aq", "tiled", ">=", 15),
+    Target("W8", "requests_per_s", "aq-gcs-two", "aq-gcs", ">=", 1),
     Target("X2", "p99_ratio", "aq", sense="<=", bound=4),
     Target("growth", "growth_mb", "aq", sense="<=", bound=200),
 )

@@ -52,7 +52,7 @@ def test_the_launcher_takes_the_flags_of_serve(tmp_path):
         assert flag in done.stdout
 
 
-@pytest.mark.parametrize("sample", sorted((ROOT / "config-samples").iterdir()), ids=lambda path: path.name)
+@pytest.mark.parametrize("sample", sorted((ROOT / "config-samples").rglob("*.[jt]*")), ids=lambda path: path.name)
 def test_every_sample_loads_with_the_real_loader(sample):
     load_config(sample, {}, {})
 

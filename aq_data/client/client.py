@@ -23,6 +23,7 @@ from aq_data.client.spools import is_being_delivered, spool_root
 from aq_data.client.sweeps import Sweep, new_spool, spool_opening
 from aq_data.errors import ConflictError, NotFoundError, UnavailableError, ValidationError
 from aq_data.models.datafile import TYPED_FIELDS, check_id, make_id
+from aq_data.models.stores import StoreStatus
 from aq_data.models.sweep import NewSweep, NewSweepArray, check_new_sweep
 from aq_data.models.values import from_tagged, to_tagged
 from aq_data.wire.routes import (
@@ -30,10 +31,12 @@ from aq_data.wire.routes import (
     COUNT,
     DATAFILES,
     DISTINCT,
+    STORES,
     datafile_path,
     diff_path,
     revert_path,
     revisions_path,
+    store_path,
     sweep_path,
 )
 
@@ -84,6 +87,7 @@ class Client:
         id: str | None = None,
         chunks: Mapping[str, Sequence[int]] | None = None,
         codec: str | None = None,
+        store: str | None = None,
         **fields: Any,
     ) -> DataFile:
         """Save one DataFile: everything or nothing, on disk when this returns.
@@ -91,11 +95,14 @@ class Client:
         `dataset`: an `xarray.Dataset`, a dict of arrays (or of `(dims, array[, attrs])`), or None. `metadata`: free JSON,
         as searchable as the typed fields (`name`, `station`, `tags`, `instruments`, …), which are keywords. `files`:
         paths, or a dict of name to path or bytes. `id`: a UUIDv7 to make a repeat by another process harmless. `chunks`
-        (array name to chunk shape) and `codec` ("zstd", "lz4", "none") override the stored layout.
+        (array name to chunk shape) and `codec` ("zstd", "lz4", "none") override the stored layout. `store`: the name of one
+        of the server's stores, else its default for the kind.
 
         Raises ValidationError, before anything is stored, naming what cannot be kept.
         """
-        outgoing = outgoing_save(dataset, metadata=metadata, files=files, id=id, chunks=chunks, codec=codec, **fields)
+        outgoing = outgoing_save(
+            dataset, metadata=metadata, files=files, id=id, chunks=chunks, codec=codec, store=store, **fields
+        )
         return self._file(decoded(self._http.request("POST", DATAFILES, outgoing.body())))
 
     def save_many(self, items: Iterable[Mapping[str, Any]]) -> list[Result]:
@@ -122,6 +129,7 @@ class Client:
         id: str | None = None,
         chunks: Mapping[str, Sequence[int]] | None = None,
         codec: str | None = None,
+        store: str | None = None,
         spool: str | os.PathLike[str] | None = None,
         **fields: Any,
     ) -> Sweep:
@@ -130,8 +138,8 @@ class Client:
         `dims`: each dim with the values of its coordinate (or `(values, attrs)`), a length, or None where it grows; the
         coordinate of a growing dim is written like any variable (float64 unless `variables` declares it). `variables`:
         name to `(dtype, dims[, attrs])`. `planned`: expected lengths of growing dims. `notify`: webhook addresses of the
-        server's list to tell of the end. `metadata`, `chunks`, `codec` and the typed fields are as in `save`. `spool`: the
-        folder that keeps what has not arrived (default AQ_DATA_SPOOL, else ~/.aq_data/spool).
+        server's list to tell of the end. `metadata`, `chunks`, `codec`, `store` and the typed fields are as in `save`.
+        `spool`: the folder that keeps what has not arrived (default AQ_DATA_SPOOL, else ~/.aq_data/spool).
 
         What the server refuses is raised; when it is away the sweep begins in the spool. ValidationError for what cannot be.
         """
@@ -147,6 +155,7 @@ class Client:
             "attrs": to_tagged(dict(attrs or {}), "attrs", keep_arrays=True),
             "planned": dict(planned or {}),
             "notify": tuple(notify),
+            **({} if store is None else {"store": store}),
         }
         try:
             new = msgspec.structs.replace(msgspec.convert(document, NewSweep), arrays=tuple(arrays))
@@ -187,6 +196,22 @@ class Client:
         sweep = Sweep(self._http, own, arrays, shared=shared)
         sweep.begin()
         return sweep
+
+    def stores(self) -> list[StoreStatus]:
+        """The places in which the server keeps arrays and files, with their state and use."""
+        return [msgspec.convert(item, StoreStatus) for item in self._http.json("GET", STORES)["items"]]
+
+    def add_store(self, name: str, root: str) -> StoreStatus:
+        """Add a store, or give one in which nothing lies another root; needs the scope admin.
+
+        `root` is a folder of the server's, `gs://bucket/prefix` or `s3://bucket/prefix`. ForbiddenError unless the server's
+        `store_roots` allow it; ConflictError (`in_use`) when something stands against it.
+        """
+        return msgspec.convert(self._http.json("PUT", store_path(name), {"root": root}), StoreStatus)
+
+    def remove_store(self, name: str) -> None:
+        """Take away a store in which nothing lies, else ConflictError (`in_use`); needs the scope admin."""
+        self._http.json("DELETE", store_path(name), repeatable=False)
 
     def deliver_in_background(self) -> None:
         """Begin to deliver what processes of this computer that are gone left in the spool for this target."""

@@ -78,6 +78,8 @@ class DataFile:
     def path(self) -> str:
         """Where `arrays.zarr` lies on the server's side: `xarray.open_zarr(file.path)` needs no aq-data.
 
+        As of when this was fetched: a store may be moved.
+
         Empty while a sweep is open: then only the server can put its values together.
         """
         return str(self._document.get("path", ""))

@@ -261,6 +261,7 @@ def outgoing_save(
     id: str | None = None,
     chunks: Mapping[str, Sequence[int]] | None = None,
     codec: str | None = None,
+    store: str | None = None,
     **fields: Any,
 ) -> OutgoingSave:
     """What `Client.save` was given, with an id made here; ValidationError naming what cannot be kept."""
@@ -276,6 +277,8 @@ def outgoing_save(
         "arrays": [array.info for array in arrays],
         "attrs": {**attrs, **document.get("attrs", {})},
     }
+    if store is not None:
+        document["store"] = store
     return OutgoingSave(document["id"], msgspec.json.encode(document), arrays, attached)
 
 

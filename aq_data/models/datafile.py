@@ -13,6 +13,7 @@ import msgspec
 
 from aq_data.errors import ConflictError, ValidationError
 from aq_data.models.arrays import ArrayInfo, NewArray, check_arrays
+from aq_data.models.stores import DEFAULT_STORE
 from aq_data.models.structs import resolve
 from aq_data.models.values import check_value, format_instant, parse_instant, tag_of
 
@@ -24,6 +25,7 @@ __all__ = [
     "DataFile",
     "DataFileId",
     "FileInfo",
+    "Kind",
     "NewDataFile",
     "SweepInfo",
     "apply_patch",
@@ -115,9 +117,13 @@ class Typed(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class NewDataFile(Typed, kw_only=True, forbid_unknown_fields=True):
-    """What a client sends to save; `id` makes a retry harmless and is made by the server when absent."""
+    """What a client sends to save; `id` makes a retry harmless and is made by the server when absent.
+
+    `store` names where the blobs are to lie. It is no content: a retry may name another and changes nothing.
+    """
 
     id: str | None = None
+    store: str | msgspec.UnsetType = msgspec.UNSET
     arrays: tuple[NewArray, ...] = ()
 
 
@@ -136,7 +142,10 @@ class DataFile(Typed, kw_only=True, forbid_unknown_fields=True):
     sweep: SweepInfo | None = None
     """Present when it was measured as a sweep."""
     path: str = ""
-    """Where `arrays.zarr` lies: a folder path or a bucket address that any Zarr reader takes."""
+    """Where `arrays.zarr` lies: kept is its key in the store, answered the folder path or bucket address that any Zarr
+    reader takes (models.placing)."""
+    store: str = DEFAULT_STORE
+    """Name of the store that has the blobs."""
     format: int = FORMAT
     """Version of this document's form."""
 

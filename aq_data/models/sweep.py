@@ -16,6 +16,7 @@ import numpy as np
 from aq_data.errors import ConflictError, ValidationError
 from aq_data.models.arrays import MAX_ELEMENTS, ArrayInfo, NewArray, check_arrays, is_text, parse_dtype
 from aq_data.models.datafile import NewDataFile, Typed, check_new
+from aq_data.models.stores import DEFAULT_STORE
 from aq_data.models.structs import resolve
 
 __all__ = [
@@ -60,9 +61,13 @@ class NewSweepArray(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NewSweep(Typed, kw_only=True, forbid_unknown_fields=True):
-    """What a client sends to open a sweep. `planned` are expected lengths of growing dims, `notify` addresses to tell."""
+    """What a client sends to open a sweep. `planned` are expected lengths of growing dims, `notify` addresses to tell.
+
+    `store` is as in `NewDataFile`.
+    """
 
     id: str | None = None
+    store: str | msgspec.UnsetType = msgspec.UNSET
     arrays: tuple[NewSweepArray, ...] = ()
     planned: dict[str, int] = {}
     notify: tuple[str, ...] = ()
@@ -76,6 +81,7 @@ class Plan(msgspec.Struct, frozen=True):
     arrays: tuple[ArrayInfo, ...]
     growing: tuple[str, ...]
     notify: tuple[str, ...] = ()
+    store: str = DEFAULT_STORE
 
     def array(self, name: str) -> ArrayInfo:
         """ValidationError naming those there are when it is none of them."""

@@ -17,6 +17,7 @@ __all__ = [
     "DISTINCT",
     "SEARCH",
     "SERVER_NAME",
+    "STORES",
     "SWEEPS",
     "array_path",
     "blocks_path",
@@ -27,6 +28,7 @@ __all__ = [
     "preview_path",
     "revert_path",
     "revisions_path",
+    "store_path",
     "sweep_path",
     "written_path",
 ]
@@ -41,6 +43,7 @@ SWEEPS = f"{API}/sweeps"
 SEARCH = f"{API}/search"
 COUNT = f"{API}/search/count"
 DISTINCT = f"{API}/search/distinct"
+STORES = f"{API}/stores"
 
 BULK_ITEMS = 1000
 """Items of one bulk request; clients send more in several."""
@@ -65,6 +68,10 @@ def revisions_path(id: str) -> str:
 
 def revert_path(id: str) -> str:
     return f"{datafile_path(id)}/revert"
+
+
+def store_path(name: str) -> str:
+    return f"{STORES}/{quote(name, safe='')}"
 
 
 def array_path(id: str, name: str) -> str:

@@ -30,6 +30,7 @@ def _typed_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="name of the DataFile")
     parser.add_argument("--tag", action="append", default=[], help="a tag; may be repeated")
     parser.add_argument("--station", help="where it was measured")
+    parser.add_argument("--store", help="name of the store to keep it in (`aq-data store ls`)")
     parser.add_argument(
         "--meta", action="append", default=[], metavar="KEY=VALUE", help="free metadata; dots nest, JSON values"
     )
@@ -113,6 +114,20 @@ def make_parser() -> argparse.ArgumentParser:
         if name != "ls":
             action.add_argument("sweep", nargs="?" if name == "push" else None, help="id of the sweep")
         action.add_argument("--json", action="store_true", help="print JSON lines")
+
+    stores = add("store", "stores", "see the places in which a server keeps arrays, add one, take one away")
+    actions = stores.add_subparsers(dest="action", required=True, metavar="ls|add|rm")
+    for name, help in (
+        ("ls", "list them, with their state and use"),
+        ("add", "add one, or give one in which nothing lies another root"),
+        ("rm", "take one away in which nothing lies"),
+    ):
+        action = actions.add_parser(name, help=help)
+        if name != "ls":
+            action.add_argument("name")
+        if name == "add":
+            action.add_argument("root", help="a folder of the server's, gs://bucket/prefix or s3://bucket/prefix")
+        _client_flags(action)
 
     collect = add("gc", "operator", "report blobs that no record names; remove them with --delete")
     _server_flags(collect)

@@ -1,4 +1,4 @@
-"""The only wiring: stores, use cases, routes and the layers around them, from one configuration."""
+"""The only wiring: use cases, routes and the layers around them, from one configuration."""
 
 from __future__ import annotations
 
@@ -22,14 +22,9 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from aq_data.errors import ConfigError
-from aq_data.storage.arrays.folder import FolderBlobs
-from aq_data.storage.arrays.folding import Folder
-from aq_data.storage.arrays.memory import MemoryBlobs
-from aq_data.storage.arrays.store import ArrayStore
-from aq_data.storage.metadata.sqlite import SqliteStore
-from aq_data.storage.metadata.store import MetadataStore
 from aq_server.auth import Guard
 from aq_server.config import ServerConfig
+from aq_server.deployment import DATABASE, Stores, open_stores
 from aq_server.observe import Observer
 from aq_server.problems import handle
 from aq_server.routes.arrays import ArrayRoutes, ZarrRoutes
@@ -39,6 +34,7 @@ from aq_server.routes.docs import ReferencePage
 from aq_server.routes.history import ComparisonRoutes, HistoryRoutes
 from aq_server.routes.operation import OperationRoutes
 from aq_server.routes.search import SearchRoutes
+from aq_server.routes.stores import StoreRoutes
 from aq_server.routes.sweeps import EventRoutes, SweepRoutes
 from aq_server.service.bulk import Bulk
 from aq_server.service.columns import Columns
@@ -47,22 +43,17 @@ from aq_server.service.datafiles import DataFiles
 from aq_server.service.folding import Folding
 from aq_server.service.following import Following
 from aq_server.service.growing import Growing
+from aq_server.service.health import Health
 from aq_server.service.history import History
-from aq_server.service.maintenance import Maintenance
 from aq_server.service.notices import Notices, parse_secret
 from aq_server.service.reading import Reading
-from aq_server.service.reindexing import Reindexing
 from aq_server.service.searching import Searching
 from aq_server.service.signals import Signals
+from aq_server.service.stores import StoreAdmin
 from aq_server.service.sweep_parts import SweepParts
 from aq_server.service.sweeps import Sweeps
-from aq_server.service.tokens import Tokens
 
 __all__ = ["DATABASE", "Application", "Stores", "build_app", "open_stores"]
-
-DATABASE = "metadata.sqlite"
-"""Name of the database in the data folder."""
-
 
 _ROUTES = [
     DataFileRoutes,
@@ -75,65 +66,9 @@ _ROUTES = [
     ZarrRoutes,
     SweepRoutes,
     EventRoutes,
+    StoreRoutes,
     OperationRoutes,
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Stores:
-    """The two stores of a deployment and what works on them directly."""
-
-    metadata: MetadataStore
-    arrays: ArrayStore
-
-    @property
-    def maintenance(self) -> Maintenance:
-        return Maintenance(self.metadata, self.arrays)
-
-    @property
-    def reindexing(self) -> Reindexing:
-        return Reindexing(self.metadata, self.arrays)
-
-    @property
-    def tokens(self) -> Tokens:
-        return Tokens(self.metadata)
-
-    async def close(self) -> None:
-        """Finish what was begun."""
-        await self.metadata.close()
-        await self.arrays.blobs.close()
-
-
-def open_stores(config: ServerConfig) -> Stores:
-    """`data/metadata.sqlite`, or MongoDB, and `data/blobs/`, made when absent; or all in memory."""
-    address = _mongo_address(config)
-    if config.memory and address is not None:
-        raise ConfigError("memory and mongo exclude each other: name one of them")
-    if config.memory:
-        return Stores(SqliteStore(None), ArrayStore(MemoryBlobs()))
-    folder = Path(config.data).expanduser()
-    blobs = FolderBlobs(folder / "blobs")
-    scratch = folder / "scratch"
-    scratch.mkdir(exist_ok=True)
-    metadata = _open_mongo(address, config) if address is not None else SqliteStore(folder / DATABASE)
-    return Stores(metadata, ArrayStore(blobs, scratch))
-
-
-def _mongo_address(config: ServerConfig) -> str | None:
-    if config.mongo_file is None:
-        return config.mongo
-    if config.mongo is not None:
-        raise ConfigError("mongo and mongo_file both name the address of MongoDB: keep one of them")
-    try:
-        return Path(config.mongo_file).expanduser().read_text().strip()
-    except OSError as exc:
-        raise ConfigError(f"mongo_file {config.mongo_file} cannot be read: {exc.strerror}") from exc
-
-
-def _open_mongo(address: str, config: ServerConfig) -> MetadataStore:
-    from aq_data.storage.metadata.mongo import MongoStore  # the driver costs 40 ms and 10 MB, which SQLite needs not pay
-
-    return MongoStore(address, config.mongo_database)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,18 +86,19 @@ def build_app(config: ServerConfig, stores: Stores, *, ask_for_tokens: bool) -> 
     registry = CollectorRegistry()
     for collector in (GCCollector, PlatformCollector, ProcessCollector):
         collector(registry=registry)
-    signals, folder = Signals(), Folder(stores.arrays.blobs)
-    growing = Growing(stores.metadata, folder, config.stale_after)
-    folding = Folding(stores.metadata, stores.arrays, folder, signals, Notices(stores.metadata, _webhook_secret(config)))
+    signals = Signals()
+    growing = Growing(stores.metadata, stores.arrays, config.stale_after)
+    folding = Folding(stores.metadata, stores.arrays, signals, Notices(stores.metadata, _webhook_secret(config)))
     datafiles = DataFiles(stores.metadata, stores.arrays, signals)
     reading, searching = Reading(datafiles, growing), Searching(stores.metadata, growing)
     webhooks = frozenset(config.webhooks)
+    health = Health(stores.metadata, stores.arrays)
     limit = config.max_save_bytes
     sweeps = Sweeps(SweepParts(stores.metadata, stores.arrays, growing, folding, signals, webhooks, limit))
     provided: dict[str, Any] = {
         "growing": growing,
         "sweeps": sweeps,
-        "following": Following(stores.metadata, folder, signals),
+        "following": Following(stores.metadata, stores.arrays, signals),
         "datafiles": datafiles,
         "history": History(datafiles, growing),
         "comparing": Comparing(datafiles, growing),
@@ -170,6 +106,8 @@ def build_app(config: ServerConfig, stores: Stores, *, ask_for_tokens: bool) -> 
         "bulk": Bulk(datafiles, growing),
         "searching": searching,
         "columns": Columns(searching),
+        "health": health,
+        "stores": StoreAdmin(stores.metadata, stores.arrays, health),
         "config": config,
         "registry": registry,
     }
@@ -184,6 +122,7 @@ def build_app(config: ServerConfig, stores: Stores, *, ask_for_tokens: bool) -> 
             background.cancel()
             await asyncio.gather(background, return_exceptions=True)
             await folding.close()
+            await health.close()
             await stores.close()
 
     app = Litestar(

@@ -12,7 +12,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from aq_data.errors import AqDataError, AuthenticationError, ForbiddenError
 from aq_data.storage.metadata.store import Token
-from aq_data.wire.routes import BULK_GET, COMPARE, SEARCH
+from aq_data.wire.routes import BULK_GET, COMPARE, SEARCH, STORES
 from aq_server.problems import PROBLEM_JSON, problem_headers, problem_of
 from aq_server.service.tokens import allows
 
@@ -27,10 +27,12 @@ LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 def required_scope(method: str, path: str) -> str | None:
     """The scope a request needs, decided by method: reading methods need `read`, all others `write`.
 
-    Searches, comparisons and the bulk `get` are posts that only read. None for what is public.
+    Searches, comparisons and the bulk `get` are posts that only read; stores are changed by admins. None for what is public.
     """
     if path in PUBLIC or path == "/" or path == "/docs" or path.startswith("/docs/"):
         return None
+    if path.startswith(f"{STORES}/"):
+        return "read" if method in ("GET", "HEAD", "OPTIONS") else "admin"
     only_reads = path in (SEARCH, COMPARE, BULK_GET) or path.startswith(f"{SEARCH}/")
     if method in ("GET", "HEAD", "OPTIONS") or (method == "POST" and only_reads):
         return "read"

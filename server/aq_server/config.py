@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
+from aq_data.configfile import ClientConfig, config_path, read_tables
 from aq_data.errors import ConfigError
+from aq_data.models.datafile import Kind
+from aq_data.models.stores import DEFAULT_STORE
 from aq_data.models.structs import resolve
+from aq_data.storage.arrays.bucket import BucketOptions
 
-__all__ = ["ClientConfig", "Config", "ServerConfig", "default_path", "load_config"]
+__all__ = ["ClientConfig", "Config", "ServerConfig", "StoreConfig", "load_config"]
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class StoreConfig(BucketOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table `server.stores.<name>`: a store, and how its bucket is reached."""
+
+    url: str
+    """A folder (`~` is the home folder), `gs://bucket/prefix`, `s3://bucket/prefix`, or `memory:`."""
 
 
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,21 +62,20 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Addresses that may be told when a sweep ends; a sweep names those it wants in `notify`."""
     webhook_secret_file: str | None = None
     """File with the secret that signs webhooks (`whsec_` and base64, or any text); needed when `webhooks` has any."""
+    stores: dict[str, StoreConfig] = {}
+    """Named stores besides `default`, which lies in `data` unless it is among them."""
+    default_store: str = DEFAULT_STORE
+    """Where new DataFiles go that name no store."""
+    store_of_kind: dict[Kind, str] = {}
+    """The same for one kind of DataFile: `{measurement = "bucket-2026"}`."""
+    store_roots: dict[str, BucketOptions] = {}
+    """Where admins may add stores over HTTP, and how these are reached: `/data/stores` and all below, `gs://lab-*`."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level that is logged, as JSON lines on standard error."""
 
     def __repr__(self) -> str:
         shown = {field: getattr(self, field) for field in self.__struct_fields__ if field != "mongo"}
         return f"ServerConfig({', '.join(f'{field}={value!r}' for field, value in shown.items())})"
-
-
-class ClientConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The table `client`, read by `aq_data.connect()`."""
-
-    url: str | None = None
-    """Address of a server, or a folder for the embedded mode."""
-    token_file: str | None = None
-    """File that holds a token, readable by its owner only."""
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -76,48 +85,24 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     client: ClientConfig = ClientConfig()
 
 
-def default_path() -> Path:
-    """`AQ_DATA_CONFIG`, else `~/.aq_config/data_server.json`, else the `.toml` beside it."""
-    named = os.environ.get("AQ_DATA_CONFIG")
-    if named:
-        return Path(named)
-    folder = Path.home() / ".aq_config"
-    toml = folder / "data_server.toml"
-    json_path = folder / "data_server.json"
-    return toml if toml.exists() and not json_path.exists() else json_path
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = path.read_bytes()
-        decoded = msgspec.toml.decode(content) if path.suffix == ".toml" else msgspec.json.decode(content)
-    except OSError as exc:
-        raise ConfigError(f"the configuration {path} cannot be read: {exc.strerror}") from exc
-    except msgspec.DecodeError as exc:
-        raise ConfigError(f"the configuration {path} is not valid {path.suffix[1:].upper()}: {exc}") from exc
-    if not isinstance(decoded, dict):
-        raise ConfigError(f"the configuration {path} must hold an object with the tables server and client")
-    return decoded
-
-
 def _from_environment(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """`AQ_DATA_SERVER__PORT=8000` as `{"server": {"port": 8000}}`; a list is written as JSON."""
+    """`AQ_DATA_SERVER__PORT=8000` as `{"server": {"port": 8000}}`; lists and tables are written as JSON."""
     tables: dict[str, dict[str, Any]] = {}
     for name, text in environ.items():
         if name.startswith("AQ_DATA_") and "__" in name:
             table, _, key = name.removeprefix("AQ_DATA_").lower().partition("__")
-            tables.setdefault(table, {})[key] = _list(name, text) if text.startswith("[") else text
+            tables.setdefault(table, {})[key] = _decoded(name, text) if text[:1] in ("[", "{") else text
     where = "in the environment (AQ_DATA_<TABLE>__<KEY>)"
     # Text is all an environment has: here, and only here, "8000" may stand for a number.
     typed: dict[str, dict[str, Any]] = msgspec.to_builtins(_convert(tables, where, strict=False))
     return {table: {key: typed[table][key] for key in values} for table, values in tables.items()}
 
 
-def _list(name: str, text: str) -> Any:
+def _decoded(name: str, text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as exc:
-        raise ConfigError(f"{name} in the environment is not a JSON list: {exc}") from exc
+        raise ConfigError(f"{name} in the environment is not JSON: {exc}") from exc
 
 
 def load_config(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]) -> Config:
@@ -126,9 +111,9 @@ def load_config(path: Path | None, environ: Mapping[str, str], flags: Mapping[st
     `path` None takes the default file, which may be absent; a named one may not.
     """
     merged: dict[str, Any] = {}
-    chosen = path or default_path()
-    if path is not None or os.environ.get("AQ_DATA_CONFIG") or chosen.exists():
-        merged = _read(chosen)
+    chosen = path or config_path()
+    if chosen is not None:
+        merged = read_tables(chosen)
         _convert(merged, f"in {chosen}")
     environment = _from_environment(environ)
     given = {"server": {key: value for key, value in flags.items() if value is not None}}
@@ -145,4 +130,4 @@ def _convert(tables: dict[str, Any], where: str, strict: bool = True) -> Config:
         raise ConfigError(f"the configuration {where} is wrong: {exc}") from exc
 
 
-resolve(ServerConfig, ClientConfig, Config)
+resolve(StoreConfig, ServerConfig, Config)

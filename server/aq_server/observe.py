@@ -57,6 +57,8 @@ def _route(path: str) -> str:
     parts = path.removeprefix(API).strip("/").split("/")
     if parts[0] == "search":
         return "/".join(["/search", *parts[1:2]]) if parts[1:2] in ([], ["count"], ["distinct"]) else "other"
+    if parts[0] == "stores":
+        return "/stores" if len(parts) == 1 else "/stores/{name}"
     if parts[0] != "datafiles":
         return "other"
     if parts[1:2] == ["bulk"]:

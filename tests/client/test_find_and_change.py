@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.server
 import json
 import math
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from aq_server.commands.serving import running
-from aq_server.config import ServerConfig
+from services.deployment import WAYS, deployed, opened
 
 import aq_data
 from aq_data.errors import (
@@ -70,26 +69,19 @@ LAB = [
 ]
 
 
-@contextlib.contextmanager
-def deployed(kind: str, data: Path) -> Iterator[aq_data.Client]:
-    with contextlib.ExitStack() as stack:
-        target = stack.enter_context(running(ServerConfig(data=str(data), port=0))) if kind == "http" else data
-        yield stack.enter_context(aq_data.connect(target))
-
-
-@pytest.fixture(scope="module", params=["http", "embedded"])
+@pytest.fixture(scope="module", params=WAYS)
 def lab(request, tmp_path_factory) -> Iterator[aq_data.Client]:
     """Three measurements and a note, for tests that only ask."""
-    with deployed(request.param, tmp_path_factory.mktemp("lab")) as client:
+    with opened(tmp_path_factory.mktemp("lab"), request.param) as client:
         for fields in LAB:
             client.save(**fields)
         yield client
 
 
-@pytest.fixture(scope="module", params=["http", "embedded"])
+@pytest.fixture(scope="module", params=WAYS)
 def shared(request, tmp_path_factory) -> Iterator[aq_data.Client]:
     """For tests that touch only what they saved themselves."""
-    with deployed(request.param, tmp_path_factory.mktemp("shared")) as client:
+    with opened(tmp_path_factory.mktemp("shared"), request.param) as client:
         yield client
 
 
@@ -536,10 +528,11 @@ def test_nothing_listening_is_named_with_the_address(quick, home):
             aq_data.connect(wrong)
 
 
+@pytest.mark.embedded("the folder itself is a way in only there")
 def test_a_folder_and_a_server_show_the_same(data):
     """What one saves the other finds: two doors to one house."""
     with (
-        running(ServerConfig(data=str(data), port=0)) as url,
+        running(deployed(data)) as url,
         aq_data.connect(url) as remote,
         aq_data.connect(data) as local,
     ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import json
 import math
@@ -19,9 +18,9 @@ import pytest
 import xarray as xr
 import zarr
 from aq_server.commands.serving import running
-from aq_server.config import ServerConfig
 from hypothesis import given
 from hypothesis import strategies as st
+from services.deployment import WAYS, at, blobs, deployed, opened, storage_options
 
 import aq_data
 from aq_data.client.arrays import RemoteArray
@@ -35,13 +34,12 @@ STRING = np.dtypes.StringDType()
 random = np.random.default_rng(20260131)
 
 
-@pytest.fixture(scope="module", params=["http", "embedded"])
+@pytest.fixture(scope="module", params=WAYS)
 def lab(request, tmp_path_factory) -> Iterator[aq_data.Client]:
     """One client for the whole module: saves do not touch each other."""
     data = tmp_path_factory.mktemp("lab")
-    with contextlib.ExitStack() as stack:
-        target = stack.enter_context(running(ServerConfig(data=str(data), port=0))) if request.param == "http" else data
-        yield stack.enter_context(aq_data.connect(target))
+    with opened(data, request.param) as client:
+        yield client
 
 
 def fill(dtype: str | np.dtype, shape: tuple[int, ...]) -> np.ndarray:
@@ -285,14 +283,14 @@ def test_metadata_alone_makes_a_data_file(lab):
     assert file.size == 0
     assert lab.get(file.id).metadata == {"why": "cooldown"}
     assert file.load().sizes == {}
-    assert list(zarr.open_group(file.path, mode="r").array_keys()) == []
+    assert list(zarr.open_group(file.path, mode="r", storage_options=storage_options(file.path)).array_keys()) == []
 
 
 def test_chunks_are_stored_as_asked(lab):
     """`chunks=` decides the stored layout, borders included; other arrays keep the default."""
     values = random.random((25, 31))
     file = assert_kept(lab, {"x": values, "y": values}, chunks={"x": (10, 7)})
-    stored = zarr.open_group(file.path, mode="r")
+    stored = zarr.open_group(file.path, mode="r", storage_options=storage_options(file.path))
     assert file["x"].chunks == stored["x"].chunks == (10, 7)
     assert file["y"].chunks == stored["y"].chunks == (25, 31)
     assert stored["x"][...].tobytes() == values.tobytes()
@@ -305,7 +303,7 @@ def test_the_codec_is_stored_as_asked(lab, codec):
     arrays = {dtype.replace("?", "bool"): fill(dtype, (64, 33)) for dtype in FIXED} | {"text": np.array(TEXTS, object)}
     file = assert_kept(lab, arrays, codec=codec, chunks={"f8": (10, 10), "c16": (64, 5)})
     assert [info.get("codec", "zstd") for info in file.to_json()["arrays"]] == [codec] * len(arrays)
-    description = json.loads((pathlib.Path(file.path) / "f8" / "zarr.json").read_text())
+    description = json.loads((at(file.path) / "f8" / "zarr.json").read_text())
     blosc = [entry["configuration"]["cname"] for entry in description["codecs"] if entry["name"] == "blosc"]
     assert blosc == ([] if codec == "none" else [codec])
     assert description["codecs"][-1]["name"] == "crc32c"
@@ -538,19 +536,19 @@ def test_attributes_keep_their_numpy_dtypes(lab):
 def guarded(tmp_path_factory) -> Iterator[tuple[aq_data.Client, pathlib.Path]]:
     """A folder into which nothing may ever come."""
     data = tmp_path_factory.mktemp("guarded")
-    with running(ServerConfig(data=str(data), port=0)) as url, aq_data.connect(url) as client:
-        yield client, data / "blobs"
+    with running(deployed(data)) as url, aq_data.connect(url) as client:
+        yield client, blobs(data)
 
 
 def assert_refused(guarded, phrase: str, code: str | None, **save: Any) -> None:
     client, blobs = guarded
-    before = list(blobs.iterdir()), client.count()
+    before = list(blobs.rglob("*")), client.count()
     with pytest.raises(ValidationError) as caught:
         client.save(**save)
     assert phrase in str(caught.value)
     if code is not None:
         assert caught.value.code == code
-    assert (list(blobs.iterdir()), client.count()) == before
+    assert (list(blobs.rglob("*")), client.count()) == before
 
 
 GOOD = {"good": np.arange(3)}

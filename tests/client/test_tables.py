@@ -12,6 +12,7 @@ import pytest
 from aq_server.service.searching import Searching
 from hypothesis import given
 from hypothesis import strategies as st
+from services.deployment import opened
 
 import aq_data
 from aq_data.errors import QueryError, StorageError, UnavailableError
@@ -29,7 +30,7 @@ def plain(monkeypatch):
 @pytest.fixture(scope="module")
 def year(tmp_path_factory):
     """A year of T1, one a day, with what goes wrong in a year."""
-    with aq_data.connect(tmp_path_factory.mktemp("year")) as client:
+    with opened(tmp_path_factory.mktemp("year")) as client:
         client.save_many(
             {
                 "name": "T1",
@@ -171,7 +172,7 @@ COLUMNS |= st.lists(st.datetimes(timezones=st.just(UTC)) | st.none(), min_size=3
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory):
-    with aq_data.connect(tmp_path_factory.mktemp("scratch")) as client:
+    with opened(tmp_path_factory.mktemp("scratch")) as client:
         yield client
 
 

@@ -68,10 +68,9 @@ def test_a_text_without_words_or_with_too_many_is_refused(client, text):
         client.search(text=text)
 
 
-def test_the_command_line_finds_text(files, client, capsys, data):
+def test_the_command_line_finds_text(files, server, capsys):
     """The filter may be left out; highlights stand below each hit."""
-    client.close()
-    assert main(["search", "--text", "reson flux", "--data", str(data)]) == 0
+    assert main(["search", "--text", "reson flux", "--url", server]) == 0
     said = capsys.readouterr().out
     assert files[0].id in said
     assert "    name: T1 vs [flux]" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import operator
 import subprocess
@@ -19,9 +20,9 @@ import pandas as pd
 import pytest
 import xarray as xr
 from aq_server.commands.serving import running
-from aq_server.config import ServerConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from services.deployment import WAYS, deployed, open_zarr, opened, storage_options
 from xarray.testing.strategies import variables
 
 import aq_data
@@ -31,13 +32,12 @@ from aq_data.errors import AqDataError, NotFoundError, SelectionError, Unavailab
 random = np.random.default_rng(4)
 
 
-@pytest.fixture(scope="module", params=["http", "embedded"])
+@pytest.fixture(scope="module", params=WAYS)
 def lab(request, tmp_path_factory) -> Iterator[aq_data.Client]:
     """One client for the whole module: saves do not touch each other."""
     data = tmp_path_factory.mktemp("lab")
-    with contextlib.ExitStack() as stack:
-        target = stack.enter_context(running(ServerConfig(data=str(data), port=0))) if request.param == "http" else data
-        yield stack.enter_context(aq_data.connect(target))
+    with opened(data, request.param) as client:
+        yield client
 
 
 def assert_same(got: xr.Dataset, sent: xr.Dataset) -> None:
@@ -64,7 +64,7 @@ def open_plain(path: str, **options: Any) -> xr.Dataset:
         # Zarr warns of what version 3 of its specification does not name yet: consolidated metadata, text and times.
         warnings.filterwarnings("ignore", category=UserWarning, module="zarr")
         warnings.filterwarnings("ignore", message=".*Zarr V3 specification.*")
-        dataset = xr.open_zarr(path, chunks=None, **options).load()
+        dataset = open_zarr(path, chunks=None, **options).load()
     assert dataset.attrs.pop("aq_data")["id"] in path
     return dataset
 
@@ -322,7 +322,7 @@ def test_a_program_without_aq_data_opens_the_folder(lab, tmp_path):
     dataset = PLAIN_CASES["unicode and spaces"].assign(iq=(("a", "b"), np.eye(3) + 1j, {"units": "V"}))
     file = lab.save(dataset, name="for others")
     program = """
-import sys, warnings
+import json, sys, warnings
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("aq_data", "aq_server"):
@@ -336,14 +336,17 @@ else:
     sys.exit("aq_data can be imported")
 warnings.simplefilter("ignore")
 import xarray
-dataset = xarray.open_zarr(sys.argv[1], chunks=None).load()
+dataset = xarray.open_zarr(sys.argv[1], chunks=None, storage_options=json.loads(sys.argv[3])).load()
 assert dataset.attrs.pop("aq_data")["document"]["name"] == "for others"
 import pickle
 pickle.dump(dataset, open(sys.argv[2], "wb"))
 """.replace("dataset.to_pickle = None if False else None\n", "")
     target = tmp_path / "seen.pickle"
     done = subprocess.run(
-        [sys.executable, "-c", program, file.path, str(target)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program, file.path, str(target), json.dumps(storage_options(file.path))],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     xr.testing.assert_identical(pd.read_pickle(target), dataset)
@@ -504,7 +507,7 @@ def test_lazy_datasets_compute_in_another_process(lab):
 
 def test_lazy_datasets_outlive_the_client(data):
     """Closing the client takes nothing from a dataset that was opened before: it opens its own way to the data."""
-    with running(ServerConfig(data=str(data), port=0)) as url:
+    with running(deployed(data)) as url:
         with aq_data.connect(url) as client:
             lazy = client.save(BIG.isel(y=slice(0, 10))).open()
         np.testing.assert_array_equal(lazy.z.isel(y=3).values, BIG.z.values[3])

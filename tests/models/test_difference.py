@@ -264,7 +264,7 @@ def datafile(number: int, **fields: object) -> DataFile:
 
 
 def test_what_the_server_sets_is_left_out():
-    """Id, revision, times, size and path differ nearly always; how arrays are stored is nobody's setting."""
+    """Id, revision, times, size, path and store differ nearly always; how arrays are stored is nobody's setting."""
     arrays = [
         (ArrayInfo("iq", "<c16", (4,), ("x",), chunks, 64, {"units": "V"}, codec=codec),)
         for chunks, codec in (((4,), "zstd"), ((2,), "none"))
@@ -272,7 +272,18 @@ def test_what_the_server_sets_is_left_out():
     files = [(FileInfo("n.txt", 3, "text/plain", "ab", key),) for key in ("k1", "k2")]
     one, other = (datafile(i, arrays=arrays[i], files=files[i]) for i in range(2))
     assert differences(compared(one), compared(other)) == []
-    assert {"id", "revision", "created_at", "updated_at", "finished_at", "size", "path", "format", "sweep"} == LEFT_OUT
+    assert {
+        "id",
+        "revision",
+        "created_at",
+        "updated_at",
+        "finished_at",
+        "size",
+        "path",
+        "store",
+        "format",
+        "sweep",
+    } == LEFT_OUT
 
 
 def test_arrays_and_files_are_compared_by_name():

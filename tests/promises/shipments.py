@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import xarray as xr
+from services.deployment import PRODUCTION, at, blobs, environment, open_zarr
 
 import aq_data
 from aq_data.models.datafile import make_id
@@ -84,7 +85,7 @@ class Shipment:
         sent = self.content()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of zarr, about consolidated metadata in version 3
-            plain = xr.open_zarr(path, chunks=None)
+            plain = open_zarr(path, chunks=None)
             assert plain.attrs["aq_data"]["document"]["metadata"] == sent["metadata"]
             for name, (_, values, *_) in sent.get("dataset", {}).items():
                 assert plain[name].values.tobytes() == values.tobytes()
@@ -93,18 +94,18 @@ class Shipment:
 def operate(data: Path, *words: str) -> list[dict[str, Any]]:
     """Lines of an operator's command (`verify`, `gc`…) on a folder; its exit status, 0 or 3, must agree with `verify`."""
     command = [sys.executable, "-m", "aq_server", *words, "--data", str(data), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment(data)})
     assert done.returncode in (0, 3), done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def unexplained(data: Path, client: aq_data.Client) -> list[str]:
-    """Files and empty folders below `blobs` that no document accounts for."""
-    root = data / "blobs"
+    """Blobs, and empty folders where there are folders, that no document accounts for."""
+    root = blobs(data)
     known: set[Path] = {root / ".ready"}
     for file in client.search(limit=None, include_deleted=True):
         document = file.to_json()
-        group = Path(file.path)
+        group = at(file.path)
         instruments = msgspec.json.encode(document["instruments"])
         if len(instruments) >= SNAPSHOT_BYTES:
             known.add(root / "snapshots" / f"{hashlib.sha256(instruments).hexdigest()}.json")
@@ -117,7 +118,7 @@ def unexplained(data: Path, client: aq_data.Client) -> list[str]:
             known.add(group / info["name"] / "zarr.json")
             grid = [-(-n // c) for n, c in zip(info["shape"], info["chunks"], strict=True)]
             known |= {group.joinpath(info["name"], "c", *map(str, index)) for index in np.ndindex(*grid)}
-    found = [path for path in root.rglob("*") if path.is_file() or not any(path.iterdir())]
+    found = [path for path in root.rglob("*") if path.is_file() or not (PRODUCTION or any(path.iterdir()))]
     return [str(path.relative_to(root)) for path in found if path not in known] + [
         f"missing: {path.relative_to(root)}" for path in known if path.name != ".ready" and not path.exists()
     ]

@@ -24,14 +24,20 @@ import aq_server.service.folding
 from aq_server.__main__ import main
 
 import aq_data.storage.arrays.folding
+from aq_data.storage.arrays._bucket_blobs import BucketBlobs
 from aq_data.storage.arrays.folder import FolderBlobs
+from aq_data.storage.metadata._mongo_sweeps import MongoSweeps
 from aq_data.storage.metadata._sweeps import SqliteSweeps
 from aq_data.storage.metadata.sqlite import SqliteStore
 
-STEPS = [(FolderBlobs, name) for name in ("put_many", "settle", "copy_many", "replace", "remove")] + [
-    (SqliteSweeps, name) for name in ("lease", "record_fold", "drop", "end")
+STEPS = [
+    *(
+        (kind, name)
+        for kind in (FolderBlobs, BucketBlobs)
+        for name in ("put_many", "settle", "copy_many", "replace", "remove")
+    ),
+    *((kind, name) for kind in (SqliteSweeps, MongoSweeps) for name in ("lease", "record_fold", "drop", "end")),
 ]
-
 
 STORES: list[SqliteStore] = []
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xarray as xr
+from services.deployment import environment, open_zarr
 
 import aq_data
 from aq_data.errors import UnavailableError
@@ -195,7 +195,7 @@ def check_ended(course: Course, client: aq_data.Client, blocks: int) -> None:
     expected = course.state(blocks)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of zarr, about consolidated metadata and text in version 3
-        with xr.open_zarr(file.path, chunks=None) as plain:
+        with open_zarr(file.path, chunks=None) as plain:
             for name in course.names:
                 assert course.seen(name, file[name][...]) == blocks
                 assert course.seen(name, plain[name].values) == blocks
@@ -245,7 +245,7 @@ class Process:
             self.process = subprocess.Popen(
                 [sys.executable, "-X", "faulthandler", *command],
                 stderr=errors,
-                env={**os.environ, **(environment or {})},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **(environment or {})},
                 **options,
             )
 
@@ -272,7 +272,8 @@ class Server(Process):
         self.steps = log.with_suffix(".steps")
         settings = {"folding": EAGER, "steps": str(self.steps), **settings}
         command = [str(HERE / "sweep_server.py"), json.dumps(settings), "serve", "--data", str(data), "--port", str(port)]
-        super().__init__(command, log, {"AQ_DATA_SERVER__LOG_LEVEL": "error"}, stdout=subprocess.PIPE, text=True)
+        more = {"AQ_DATA_SERVER__LOG_LEVEL": "error", **environment(data)}
+        super().__init__(command, log, more, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         found = re.search(r"http://\S+?:\d+", self.process.stdout.readline())
         assert found is not None, f"the server did not start: {log.read_text()[-2000:]}"

@@ -359,6 +359,7 @@ def hasty(monkeypatch) -> None:
     monkeypatch.setattr("aq_data.client.http.TRIES", 1)
 
 
+@pytest.mark.embedded("of the disk under the server")
 class TestFullDisk:
     """Saves to a file system of 8 MB."""
 
@@ -420,6 +421,7 @@ class TestFullDisk:
         assert operate(data, "verify") == []
 
 
+@pytest.mark.embedded("of the disk under the server")
 def test_a_file_that_may_not_grow_fails_cleanly(data, serve, hasty):
     """Under a limit on the size of files (EFBIG, as on a full quota) large writes fail in words, small ones go on."""
     server = serve(environment={"AQ_DATA_SERVER__LOG_LEVEL": "error"})

@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 from aq_server.commands.serving import running
-from aq_server.config import ServerConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from services.deployment import deployed
 
 from aq_data.storage.metadata import sqlite
 
@@ -43,7 +43,7 @@ def wire(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """A server with a few documents, and HTTP to it."""
     data = tmp_path_factory.mktemp("hostile") / "data"
     with (
-        running(ServerConfig(data=str(data), port=0)) as url,
+        running(deployed(data)) as url,
         httpx.Client(base_url=url, timeout=60, verify=False) as client,
     ):
         for document in DOCUMENTS:
@@ -324,7 +324,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     data = tmp_path_factory.mktemp("slow") / "data"
     big = {"t": [f"{'y' * 2000}{i}" for i in range(200)], "o": [{"n": i, "m": i} for i in range(500)]}
     with (
-        running(ServerConfig(data=str(data), port=0)) as url,
+        running(deployed(data)) as url,
         httpx.Client(base_url=url, timeout=60, verify=False) as client,
     ):
         for i in range(40):

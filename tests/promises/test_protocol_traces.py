@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from aq_server.app import open_stores
 from aq_server.service import folding as folding_module
 from aq_server.service.datafiles import DataFiles
 from aq_server.service.folding import Folding
@@ -26,6 +27,7 @@ from aq_server.service.reading import Reading
 from aq_server.service.signals import Signals
 from aq_server.service.sweep_parts import SweepParts
 from aq_server.service.sweeps import Sweeps
+from services.deployment import at, deployed, drop_row_of_sweeps, rows_of_sweeps
 
 from aq_data.errors import ConflictError, UnavailableError
 from aq_data.models.arrays import NewArray
@@ -33,10 +35,7 @@ from aq_data.models.datafile import NewDataFile, make_id
 from aq_data.models.selection import parse_selection
 from aq_data.models.sweep import Block, Ending, NewSweep, NewSweepArray, Piece, Plan, State
 from aq_data.storage.arrays import folding as objects_module
-from aq_data.storage.arrays.folder import FolderBlobs
-from aq_data.storage.arrays.folding import Folder
-from aq_data.storage.arrays.store import ArrayStore
-from aq_data.storage.metadata.sqlite import SqliteStore
+from aq_data.storage.arrays.stores import ArrayStores, Place
 
 DEADLINE = 20.0
 EMPTY = float("nan")
@@ -129,15 +128,19 @@ class Server:
 
     def __init__(self, root: Path) -> None:
         self.step = Step()
-        self._metadata, self._blobs = SqliteStore(root / "metadata.sqlite"), FolderBlobs(root / "blobs")
+        self.root, stores = root, open_stores(deployed(root))
+        self._metadata, self._blobs = stores.metadata, stores.arrays.open("default").blobs
         self.metadata: Any = Watched(self._metadata, self.step)
         self.blobs: Any = Watched(self._blobs, self.step)
-        self.arrays, self.folder, signals = ArrayStore(self.blobs), Folder(self.blobs), Signals()
-        self.growing = Growing(self.metadata, self.folder, 60.0)
-        self.folding = Folding(self.metadata, self.arrays, self.folder, signals, Notices(self.metadata, None))
-        parts = SweepParts(self.metadata, self.arrays, self.growing, self.folding, signals, frozenset(), 1 << 30)
+        signals, self.stores = (
+            Signals(),
+            ArrayStores({"default": Place(self._blobs.location("").rstrip("/"))}, open=lambda _: self.blobs),
+        )
+        self.growing = Growing(self.metadata, self.stores, 60.0)
+        self.folding = Folding(self.metadata, self.stores, signals, Notices(self.metadata, None))
+        parts = SweepParts(self.metadata, self.stores, self.growing, self.folding, signals, frozenset(), 1 << 30)
         self.sweeps = Sweeps(parts)
-        self.datafiles = DataFiles(self.metadata, self.arrays, signals)
+        self.datafiles = DataFiles(self.metadata, self.stores, signals)
         self.reading = Reading(self.datafiles, self.growing)
 
     async def open(self, shape: int | None = None, chunk: int = 2) -> Plan:
@@ -257,10 +260,7 @@ async def test_2_an_old_row_that_was_left_behind_is_not_laid_over(a, r):
     folding = task(a.fold(plan))
     await a.step.arrived()
     folding.cancel()
-    delete = "DELETE FROM blocks WHERE seq=2"
-    await r._metadata.write(lambda connection: connection.execute(delete))
-    left = await r._metadata.read(lambda connection: connection.execute("SELECT seq FROM blocks").fetchall())
-    assert left == [(1,)]
+    assert drop_row_of_sweeps(r.root, 2) == 1
     assert await r.read(plan) == [1, 2, 2, 1]
     await r.expire(plan)
     await r.write(plan, 3, [3], start=3)
@@ -395,7 +395,7 @@ async def test_5_gc_beside_a_folder_takes_nothing_that_comes_into_force(a, g):
         a.step.stop_before(label, nth=2 if label == "put" else 1)
         folding = task(a.fold(plan))
         await a.step.arrived()
-        _ = [orphan async for orphan in Maintenance(g.metadata, g.arrays).gc(0.0, delete=True)]
+        _ = [orphan async for orphan in Maintenance(g.metadata, g.stores).gc(0.0, delete=True)]
         a.step.go_on()
         with contextlib.suppress(UnavailableError):
             await folding
@@ -456,8 +456,7 @@ async def test_7_a_block_never_lands_below_what_is_folded(a, b, r):
     await a.step.arrived()
     await b.write(plan, 2, [2, 2], start=None)
     await b.fold(plan)
-    rows = await r._metadata.read(lambda connection: connection.execute("SELECT count(*) FROM blocks").fetchone())
-    assert rows == (0,)
+    assert rows_of_sweeps(r.root) == 0
     a.step.go_on()
     await late
     assert (await r.state(plan)).head == 3
@@ -516,12 +515,12 @@ def test_9_a_folder_that_wakes_after_the_end_changes_nothing(tmp_path, monkeypat
         if label not in ("copy", "end"):
             await b.write(plan, 2, [2, 2], start=1)
         document = await b.sweeps.end(plan.id, "complete", Ending({"w": 1}))
-        before = files_below(Path(document.path))
+        before = files_below(at(document.path))
         expected = [1, 2, 2, 1] if label not in ("copy", "end") else [1] * 4
         a.step.go_on()
         await late
         assert await r.read(plan) == expected
-        assert files_below(Path(document.path)) == before
+        assert files_below(at(document.path)) == before
 
     test(tmp_path, monkeypatch)
 
@@ -584,7 +583,7 @@ def test_11_gc_never_takes_the_blobs_of_a_save_that_was_acknowledged(tmp_path, m
         await a.step.arrived()
 
         async def collect() -> list[Any]:
-            return [orphan async for orphan in Maintenance(g.metadata, g.arrays).gc(0.0, delete=True)]
+            return [orphan async for orphan in Maintenance(g.metadata, g.stores).gc(0.0, delete=True)]
 
         g.step.stop_before(f"{label} ", id)
         collecting = task(collect())

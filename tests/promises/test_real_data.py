@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import warnings
 from collections.abc import Iterator
@@ -11,8 +10,7 @@ from typing import Any
 
 import pytest
 import xarray as xr
-from aq_server.commands.serving import running
-from aq_server.config import ServerConfig
+from services.deployment import WAYS, open_zarr, opened
 
 import aq_data
 
@@ -26,13 +24,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module", params=["http", "embedded"])
+@pytest.fixture(scope="module", params=WAYS)
 def lab(request, tmp_path_factory) -> Iterator[aq_data.Client]:
     """One archive for all."""
     data = tmp_path_factory.mktemp("archive")
-    with contextlib.ExitStack() as stack:
-        target = stack.enter_context(running(ServerConfig(data=str(data), port=0))) if request.param == "http" else data
-        yield stack.enter_context(aq_data.connect(target))
+    with opened(data, request.param) as client:
+        yield client
 
 
 def recorded(path: Path, **options: Any) -> xr.Dataset:
@@ -73,7 +70,7 @@ def test_a_recorded_measurement_comes_back_identical(lab, path):
     assert [hit.id for hit in lab.search({"identifiers.file": where, "files.name": path.name})] == [file.id]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of zarr, about what version 3 of its specification does not name yet
-        plain = xr.open_zarr(file.path, chunks=None, decode_cf=False)
+        plain = open_zarr(file.path, chunks=None, decode_cf=False)
         for name, variable in dataset.variables.items():
             xr.testing.assert_identical(plain[name].variable.load(), variable)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from services.deployment import opened
 
 import aq_data
 
@@ -50,7 +51,7 @@ def is_number(value: Any) -> bool:
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory) -> Iterator[aq_data.Client]:
     """One archive with every snapshot: whole as free metadata, its instruments' settings as typed fields."""
-    with aq_data.connect(tmp_path_factory.mktemp("archive")) as client:
+    with opened(tmp_path_factory.mktemp("archive")) as client:
         for name, tree in TREES.items():
             instruments = {
                 instrument: {"settings": {key: {"value": p.get("value"), "unit": p.get("unit") or ""} for key, p in known["parameters"].items()}}

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from aq_server.commands.serving import running
-from aq_server.config import ServerConfig
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule, run_state_machine_as_test
+from services.deployment import WAYS, opened
 
 import aq_data
 from aq_data.errors import AqDataError, ConflictError, NotFoundError, SelectionError, StaleRevisionError
@@ -332,14 +331,10 @@ class DataFilesMachine(RuleBasedStateMachine):
         assert file.size == expected
 
 
-@pytest.mark.parametrize("deployment", ["http", "embedded"])
-def test_the_api_is_a_dict_of_documents_and_arrays(tmp_path, deployment):
+@pytest.mark.parametrize("way", WAYS)
+def test_the_api_is_a_dict_of_documents_and_arrays(tmp_path, way):
     """Random walks over save, retry, patch, delete, going back, slice, search and attach: API and model never differ."""
     examples = max(8, settings().max_examples // 4)
     walk = settings(max_examples=examples, stateful_step_count=15)
-    if deployment == "embedded":
-        with aq_data.connect(tmp_path / "data") as client:
-            run_state_machine_as_test(lambda: DataFilesMachine(client), settings=walk)
-        return
-    with running(ServerConfig(data=str(tmp_path / "data"), port=0)) as url, aq_data.connect(url) as client:
+    with opened(tmp_path / "data", way) as client:
         run_state_machine_as_test(lambda: DataFilesMachine(client), settings=walk)

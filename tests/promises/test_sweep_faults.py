@@ -23,6 +23,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from services.deployment import WAYS
 from sweeping import check_events, quiet_port, wait_for
 from test_faults import CUT_ANSWER, CUT_REQUEST, DELAY, DROP_ANSWER, Fault, Wire, small_disk
 
@@ -384,6 +385,7 @@ def test_a_full_spool_disk_is_said_and_survived(server, near, tmp_path):
     assert [values[0], values[-1]] == [1, 4]
 
 
+@pytest.mark.embedded("of the disk under the server")
 def test_a_full_server_disk_is_waited_for(data, serve):
     """RLIMIT_FSIZE as a quota: the server answers with an error, the experiment goes on, with room again all arrives."""
     server = serve(environment={"AQ_DATA_SERVER__LOG_LEVEL": "error"})
@@ -402,6 +404,7 @@ def test_a_full_server_disk_is_waited_for(data, serve):
         assert_rows(client, sweep.id, 59, "open")
 
 
+@pytest.mark.embedded("of the disk under the server")
 class TestFullServer:
     """A server whose file system of 8 MB is full."""
 
@@ -450,10 +453,10 @@ def test_a_spool_that_the_server_does_not_take_says_why(data, serve, tmp_path):
         assert "was deleted" in info.refused
 
 
-@pytest.mark.parametrize("how", ["server", "folder"])
-def test_a_script_that_just_ends_delivers_or_says_what_waits(how, data, serve, tmp_path):
+@pytest.mark.parametrize("way", WAYS)
+def test_a_script_that_just_ends_delivers_or_says_what_waits(way, data, serve, tmp_path):
     """Without `with` and without an end: to a server everything is delivered at exit, of a folder what waits is told."""
-    target = serve().url if how == "server" else str(data)
+    target = serve().url if way == "http" else str(data)
     code = (
         "import aq_data, sys\n"
         "client = aq_data.connect(sys.argv[1])\n"
@@ -468,7 +471,7 @@ def test_a_script_that_just_ends_delivers_or_says_what_waits(how, data, serve, t
     id = done.stdout.strip()
     with aq_data.connect(target) as client:
         assert "was not ended" in done.stderr or client.get(id)["y"].shape == (3000,)
-        if how == "server":
+        if way == "http":
             assert done.stderr == ""
         client.resume_sweep(id).finish()
         assert client.get(id)["y"][...].tolist() == list(range(3000))

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import zarr
 from aq_server.commands.serving import running
-from aq_server.config import ServerConfig
 from aq_server.service import folding
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from services.deployment import deployed
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
@@ -331,5 +331,5 @@ def test_a_sweep_is_a_set_of_numpy_arrays_for_every_reader_at_every_moment(tmp_p
     monkeypatch.setattr(folding, "FOLD_SECONDS", 0.05)
     monkeypatch.setattr(folding, "LOOK_SECONDS", 0.02)
     walk = settings(max_examples=max(8, settings().max_examples // 6), stateful_step_count=10)
-    with running(ServerConfig(data=str(tmp_path / "data"), port=0)) as url, aq_data.connect(url) as client:
+    with running(deployed(tmp_path / "data")) as url, aq_data.connect(url) as client:
         run_state_machine_as_test(lambda: SweepMachine(url, client), settings=walk)

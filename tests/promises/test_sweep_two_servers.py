@@ -15,11 +15,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pytest
-import xarray as xr
+from services.deployment import at, open_zarr
 from shipments import operate
 from sweeping import EAGER, Crew, Server, check_events, connected, quiet_port, wait_for
 
@@ -155,7 +154,7 @@ def run(house: House, one: Server, two: Server, disturb) -> None:
             file = client.get(house.id)
             values = file["a"][...]
             assert check_calls(values) == {0: house.written[0], 1: house.written[1]}
-            with xr.open_zarr(file.path) as plain:
+            with open_zarr(file.path) as plain:
                 np.testing.assert_array_equal(plain["a"].values, values)
                 np.testing.assert_array_equal(plain["b"].values, np.repeat(-values[:, None], 3, 1))
     assert min(house.written) > 10
@@ -225,7 +224,7 @@ def test_the_late_end_of_a_folder_keeps_the_newest_copy(house):
     one.send(signal.SIGCONT)
     house.crew.join()
     revision = far.get(sweep.id).revision
-    copy = Path(far.get(sweep.id).path) / "zarr.json"
+    copy = at(far.get(sweep.id).path) / "zarr.json"
     wait_for(
         lambda: json.loads(copy.read_bytes())["attributes"]["aq_data"]["document"]["revision"] == revision,
         "the metadata copy is not of the newest revision",

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from services.deployment import blobs, deployed, environment, opened
 from shipments import Shipment, operate, unexplained
 
 import aq_data
@@ -28,7 +29,7 @@ from aq_data.models.datafile import make_id
 def server_process(data: Path) -> Iterator[str]:
     """The address of a server in a process of its own; `serve` of the conftest ends with each test, this lasts."""
     command = [sys.executable, "-m", "aq_server", "serve", "--data", str(data), "--port", "0"]
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("AQ_DATA_")}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("AQ_DATA_")} | environment(data)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=clean) as process:
         try:
             yield re.search(r"http://\S+?:\d+", process.stdout.readline())[0]
@@ -38,11 +39,12 @@ def server_process(data: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory) -> Iterator[tuple[Path, list[aq_data.Client]]]:
-    """A folder and three ways into it: two server processes and the folder itself, opened by this process."""
+    """A deployment and three ways into it: two server processes and this one, which opens the folder itself where it may."""
     data = tmp_path_factory.mktemp("house")
     with ExitStack() as stack:
         one, two = stack.enter_context(server_process(data)), stack.enter_context(server_process(data))
-        yield data, [stack.enter_context(aq_data.connect(target)) for target in (one, two, data)]
+        processes = [stack.enter_context(aq_data.connect(url)) for url in (one, two)]
+        yield data, [*processes, stack.enter_context(opened(data))]
 
 
 @pytest.fixture
@@ -235,7 +237,7 @@ def test_of_racing_deletions_nothing_is_left_half_done(data, doors):
         for client in doors:
             assert client.count({"name": "doomed"}) == 0
             assert client.get(file.id, include_deleted=True).state == "deleted"
-        assert list((data / "blobs" / file.id).glob("tombstone-*"))  # or a rebuilt catalogue would raise the dead
+        assert list((blobs(data) / file.id).glob("tombstone-*"))  # or a rebuilt catalogue would raise the dead
     living = doors[0].save({"x": np.arange(3)}, name="living")
     together([lambda c=c: c.delete(living.id, revision=99) for c in doors])
     assert operate(data, "verify") != []  # of the deleted ones the bytes are still there…
@@ -258,10 +260,9 @@ class Collector:
         import asyncio
 
         from aq_server.app import open_stores
-        from aq_server.config import ServerConfig
 
         async def collect() -> None:
-            stores = open_stores(ServerConfig(data=str(self._data)))
+            stores = open_stores(deployed(self._data))
             try:
                 while not self._stop.is_set():
                     async for _ in stores.maintenance.gc(0.0, delete=True):

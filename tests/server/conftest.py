@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 from aq_server.commands.serving import running
-from aq_server.config import ServerConfig
+from services.deployment import PRODUCTION, deployed
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def shared_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shared(shared_data: Path):
     """The address of a server that lives as long as the module."""
-    with running(ServerConfig(data=str(shared_data), port=0)) as url:
+    with running(deployed(shared_data)) as url:
         yield url
 
 
@@ -28,6 +28,12 @@ def wire(shared: str):
     """HTTP as any program would speak it, with nothing of aq-data's client in between."""
     with httpx.Client(base_url=shared, timeout=60, verify=False) as client:  # reading CA certificates takes 30 ms
         yield client
+
+
+@pytest.fixture(params=["--url"] if PRODUCTION else ["--data", "--url"])
+def where(request: pytest.FixtureRequest, data: Path) -> list[str]:
+    """Flags of a user's command that lead to `data`: as a folder, or through a server."""
+    return ["--data", str(data)] if request.param == "--data" else ["--url", request.getfixturevalue("server")]
 
 
 @pytest.fixture

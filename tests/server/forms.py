@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+from services.deployment import PRODUCTION, blobs
 
 from aq_data.models.datafile import make_id
 
@@ -58,11 +59,15 @@ def save(
     return answer.json()
 
 
-def tree(folder: Path) -> set[str]:
-    """Every file and folder under `folder`."""
-    return {
-        os.path.relpath(os.path.join(above, name), folder)
-        for above, folders, names in os.walk(folder)
-        for name in (*folders, *names)
-        if name != ".ready"
-    }
+def kept(data: Path) -> set[str]:
+    """Every blob of the deployment at a folder, and every folder of blobs where there are folders."""
+    return {str(path.relative_to(blobs(data))) for path in _tree(blobs(data)) if not PRODUCTION or path.is_file()}
+
+
+def around(data: Path) -> set[Path]:
+    """Everything that a path which breaks out could reach first: beside the deployment, and in its whole bucket."""
+    return _tree(data.parent) | ({path for path in _tree(blobs(data).parent) if path.is_file()} if PRODUCTION else set())
+
+
+def _tree(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.name != ".ready"}

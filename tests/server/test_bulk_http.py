@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 from aq_server.commands.serving import running
-from aq_server.config import ServerConfig
 from forms import DATAFILES, new_id
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from services.deployment import deployed
 
 from aq_data.wire.routes import BULK, BULK_BYTES, BULK_DELETE, BULK_GET, BULK_ITEMS
 
@@ -133,7 +133,7 @@ def test_the_limits_are_named(wire):
 
 
 def test_one_item_over_the_limit_of_a_document_fails_alone(data):
-    with running(ServerConfig(data=str(data), port=0, max_document_bytes=1000)) as url:
+    with running(deployed(data, max_document_bytes=1000)) as url:
         items = [{"name": "small"}, {"comment": "x" * 2000}, {"name": "small"}]
         got = results(httpx.post(f"{url}{BULK}", json=items))
     assert [result["status"] for result in got] == [201, 413, 201]

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import xarray as xr
 from aq_server.__main__ import main, make_parser
-from forms import new_id, tree
+from forms import kept, new_id
+from services.deployment import blobs, lose_database, opened
 
 import aq_data
 
@@ -34,14 +35,6 @@ def run(capfd, request):
         return status, said.out, said.err
 
     return call
-
-
-@pytest.fixture(params=["--data", "--url"])
-def where(request, data: Path) -> list[str]:
-    """Flags that lead to the same data: as a folder, or through a server."""
-    if request.param == "--data":
-        return ["--data", str(data)]
-    return ["--url", request.getfixturevalue("server")]
 
 
 @pytest.fixture
@@ -110,7 +103,7 @@ def test_a_day_with_the_command_line(run, where, cube_file, tmp_path):
         assert "exists" in err
 
 
-def test_import_saves_each_file_and_tells_of_those_it_could_not(run, data, tmp_path, cube_file):
+def test_import_saves_each_file_and_tells_of_those_it_could_not(run, where, tmp_path, cube_file):
     """Exit 1 when one failed, and the others are saved; folders are walked."""
     folder = tmp_path / "many"
     folder.mkdir()
@@ -119,13 +112,13 @@ def test_import_saves_each_file_and_tells_of_those_it_could_not(run, data, tmp_p
     xr.Dataset({"z": ("x", [1, 2])}).to_zarr(folder / "store.zarr", zarr_format=2)
     (folder / "broken.npy").write_bytes(b"no array")
     (folder / "ignored.txt").write_text("x")
-    status, out, err = run("import", folder, cube_file, "--tag", "batch", "--data", data, "--json")
+    status, out, err = run("import", folder, cube_file, "--tag", "batch", *where, "--json")
     names = {item["name"]: {array["name"] for array in item["arrays"]} for item in parsed(out)}
     assert names == {"two": {"a", "b"}, "set": {"v", "x"}, "store": {"z"}, "cube": {"cube"}}
     assert status == 1
     assert "broken.npy" in err
     assert "Traceback" not in err
-    assert len(parsed(run("search", '{"tags": "batch"}', "--data", data, "--json")[1])) == 4
+    assert len(parsed(run("search", '{"tags": "batch"}', *where, "--json")[1])) == 4
 
 
 def test_mistakes_are_told_in_one_line(run, where, cube_file, tmp_path):
@@ -231,24 +224,24 @@ def test_no_server_is_told_with_the_way_out(run, monkeypatch):
     assert err.count("\n") == 1
 
 
-def test_a_failure_of_the_folder_is_one_line_too(run, data, cube_file):
-    """Damage met by a command on a folder is told in words: no traceback runs over the user's screen."""
-    (document,) = parsed(run("save", cube_file, "--data", data, "--json")[1])
-    for chunk in (data / "blobs" / document["id"]).glob("*/arrays.zarr/cube/c/**/*"):
+def test_a_failure_of_the_store_is_one_line_too(run, where, data, cube_file):
+    """Damage met by a command is told in words: no traceback runs over the user's screen."""
+    (document,) = parsed(run("save", cube_file, *where, "--json")[1])
+    for chunk in (blobs(data) / document["id"]).glob("*/arrays.zarr/cube/c/**/*"):
         if chunk.is_file():
             chunk.unlink()
-    status, out, err = run("get", document["id"], "cube", "--data", data)
+    status, out, err = run("get", document["id"], "cube", *where)
     assert (status, out) == (1, "")
     assert "lost" in err
     assert "Traceback" not in err
 
 
-def test_a_closed_pipe_ends_quietly(data, cube_file):
+def test_a_closed_pipe_ends_quietly(where):
     """`aq-data ls | head -1` is no failure to report."""
-    with aq_data.connect(data) as client:
+    with aq_data.connect(where[1]) as client:
         for i in range(300):
             client.save(None, name=f"{i} " + "x" * 1000)
-    command = f"{sys.executable} -m aq_server ls --json --limit 300 --data {data} | head -1"
+    command = f"{sys.executable} -m aq_server ls --json --limit 300 {' '.join(where)} | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
     assert json.loads(done.stdout)["name"].startswith("299")
     assert done.stderr == ""
@@ -279,7 +272,7 @@ def test_the_demo_runs_and_what_it_shows_can_be_repeated(tmp_path):
 @pytest.fixture
 def saved(data: Path) -> dict[str, str]:
     """Three DataFiles by name: with arrays and a file, with words only, and a deleted one."""
-    with aq_data.connect(data) as client:
+    with opened(data) as client:
         full = client.save(
             {"cube": (("x", "y", "z"), CUBE, {"units": "V"}), "t": np.array("2026-01-31", "M8[D]")},
             name="full",
@@ -295,7 +288,7 @@ def saved(data: Path) -> dict[str, str]:
 
 
 def group(data: Path, id: str) -> Path:
-    (folder,) = (data / "blobs" / id).glob("*/arrays.zarr")
+    (folder,) = (blobs(data) / id).glob("*/arrays.zarr")
     return folder
 
 
@@ -364,7 +357,7 @@ def test_a_stale_copy_is_found_and_repaired(run, data, saved):
     run("gc", "--data", data, "--delete", "--older-than", "0s")
     copy = group(data, saved["full"]) / "zarr.json"
     before = copy.read_bytes()
-    with aq_data.connect(data) as client:
+    with opened(data) as client:
         client.update(saved["full"], {"comment": "newer"})
     copy.write_bytes(before)
     assert verify(run, data) == (3, [("stale_copy", saved["full"])])
@@ -377,10 +370,10 @@ def test_blobs_without_a_record_are_orphans_and_collected_only_when_told(run, da
     """`gc` reports first, spares the young, and removes with --delete; what a record names is never touched."""
     run("gc", "--data", data, "--delete", "--older-than", "0s")
     id = new_id()
-    shutil.copytree(data / "blobs" / saved["full"], data / "blobs" / id)
-    (attempt,) = [path for path in (data / "blobs" / saved["full"]).iterdir() if path.is_dir()]
+    shutil.copytree(blobs(data) / saved["full"], blobs(data) / id)
+    (attempt,) = [path for path in (blobs(data) / saved["full"]).iterdir() if path.is_dir()]
     (attempt / "files" / ("0" * 16)).write_bytes(b"never attached")
-    before = tree(data / "blobs")
+    before = kept(data)
     assert verify(run, data) == (0, sorted([("orphan", id), ("orphan", saved["full"])]))
     status, out, _ = run("gc", "--data", data)
     assert (status, out.strip()) == (0, "no orphans"), "an hour old at least, unless told otherwise"
@@ -392,14 +385,14 @@ def test_blobs_without_a_record_are_orphans_and_collected_only_when_told(run, da
         assert not any(orphan["removed"] for orphan in orphans)
         assert sum(orphan["size"] for orphan in orphans) > 400
     assert "--delete" in run("gc", "--data", data, "--older-than", "0s")[1]
-    assert tree(data / "blobs") == before
+    assert kept(data) == before
     status, out, _ = run("gc", "--data", data, "--older-than", "0s", "--delete")
     assert status == 0
     assert "2 orphans" in out
-    assert not (data / "blobs" / id).exists()
+    assert not (blobs(data) / id).exists()
     assert verify(run, data) == (0, [])
     assert run("gc", "--data", data, "--older-than", "0s")[1].strip() == "no orphans"
-    with aq_data.connect(data) as client:
+    with opened(data) as client:
         np.testing.assert_array_equal(client.get(saved["full"])["cube"][...], CUBE)
 
 
@@ -423,7 +416,7 @@ def test_reindex_rebuilds_the_database_from_blobs_alone(run, data, saved):
     """Documents, values, files and search are as before; the dead stay dead; a second run changes nothing."""
 
     def state() -> dict:
-        with aq_data.connect(data) as client:
+        with opened(data) as client:
             found = client.search({"chip": "C7"}, sort="name")
             everything = client.search({}, sort="name")
             return {
@@ -435,8 +428,7 @@ def test_reindex_rebuilds_the_database_from_blobs_alone(run, data, saved):
             }
 
     before = state()
-    for path in data.glob("metadata.sqlite*"):
-        path.unlink()
+    lose_database(data)
     status, out, _ = run("reindex", "--data", data, "--json")
     assert status == 0
     outcomes = {entry["id"]: entry["outcome"] for entry in parsed(out)}
@@ -446,7 +438,7 @@ def test_reindex_rebuilds_the_database_from_blobs_alone(run, data, saved):
     assert (after["found"], after["file"], after["distinct"]) == (before["found"], before["file"], before["distinct"])
     for one, other in zip(before["values"], after["values"], strict=True):
         xr.testing.assert_identical(one, other)
-    with aq_data.connect(data) as client:
+    with opened(data) as client:
         with pytest.raises(aq_data.errors.NotFoundError) as failure:
             client.get(saved["gone"])
         assert failure.value.code == "deleted"
@@ -463,12 +455,11 @@ def test_reindex_rebuilds_the_database_from_blobs_alone(run, data, saved):
 def test_an_honest_retry_after_reindex_is_still_the_same_save(run, data):
     """The digest is kept beside the blobs: the same content is known, other content is refused."""
     id = new_id()
-    with aq_data.connect(data) as client:
+    with opened(data) as client:
         client.save({"a": CUBE}, id=id, name="once")
-    for path in data.glob("metadata.sqlite*"):
-        path.unlink()
+    lose_database(data)
     run("reindex", "--data", data)
-    with aq_data.connect(data) as client:
+    with opened(data) as client:
         assert client.save({"a": CUBE}, id=id, name="once").revision == 1
         with pytest.raises(aq_data.errors.ConflictError):
             client.save({"a": CUBE}, id=id, name="twice")
@@ -477,9 +468,8 @@ def test_an_honest_retry_after_reindex_is_still_the_same_save(run, data):
 def test_reindex_leaves_out_what_is_not_whole(run, data, saved):
     """An interrupted save or a lost chunk is told of and not restored as if it were complete."""
     (group(data, saved["full"]) / "cube/c/0/0/0").unlink()
-    (data / "blobs" / new_id() / "0123456789abcdef").mkdir(parents=True)
-    for path in data.glob("metadata.sqlite*"):
-        path.unlink()
+    (blobs(data) / new_id() / "0123456789abcdef").mkdir(parents=True)
+    lose_database(data)
     status, out, _ = run("reindex", "--data", data, "--json")
     outcomes = sorted(entry["outcome"] for entry in parsed(out))
     assert (status, outcomes) == (0, ["incomplete", "incomplete", "restored", "tombstone"])
@@ -502,9 +492,9 @@ def test_tokens_are_made_listed_and_revoked(run, data):
     assert run("token", "create", "x", "--scope", "root", "--data", data)[0] == 2
 
 
-def test_every_command_runs_as_a_process(data, cube_file):
+def test_every_command_runs_as_a_process(where, data, cube_file):
     """`python -m aq_server` is the same program: exit status and streams included."""
-    command = [sys.executable, "-m", "aq_server", "save", str(cube_file), "--data", str(data), "--json"]
+    command = [sys.executable, "-m", "aq_server", "save", str(cube_file), *where, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["name"] == "cube"
@@ -525,7 +515,7 @@ def test_commands_of_a_client_need_no_server_library():
     assert modules.isdisjoint({"litestar", "zarr", "uvicorn", "numcodecs"})
 
 
-def test_what_waits_in_the_spool_is_listed_delivered_or_dropped(run, data, tmp_path, monkeypatch):
+def test_what_waits_in_the_spool_is_listed_delivered_or_dropped(run, where, tmp_path, monkeypatch):
     """Of processes that are gone: `spool ls` shows it, `push` delivers it to where it belongs, `drop` gives it up."""
     monkeypatch.setenv("AQ_DATA_SPOOL", str(tmp_path / "spool"))
     assert "nothing waits" in run("spool", "ls")[1]
@@ -543,7 +533,7 @@ def test_what_waits_in_the_spool_is_listed_delivered_or_dropped(run, data, tmp_p
     )
 
     def left_behind() -> str:
-        return subprocess.run([sys.executable, "-c", code, data], capture_output=True, text=True).stdout.strip()
+        return subprocess.run([sys.executable, "-c", code, where[1]], capture_output=True, text=True).stdout.strip()
 
     pushed = left_behind()
     waiting = [json.loads(line) for line in run("spool", "ls", "--json")[1].splitlines()]
@@ -553,6 +543,6 @@ def test_what_waits_in_the_spool_is_listed_delivered_or_dropped(run, data, tmp_p
     dropped = left_behind()
     assert run("spool", "drop", dropped)[0] == 0
     assert run("spool", "drop", dropped)[0] == 1  # nothing of it is left
-    with aq_data.connect(data) as client:
+    with aq_data.connect(where[1]) as client:
         assert client.get(pushed)["y"][...].tolist() == [1, 2]
         assert client.get(dropped)["y"][...].tolist() == [1]

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from aq_server.__main__ import main
 from forms import DATAFILES, new_id, save
+from services.deployment import lose_database, opened
 
 import aq_data
 from aq_data.errors import ForbiddenError
@@ -117,6 +118,7 @@ def test_what_cannot_be_is_refused_as_the_mistake_it_is(wire, method, address, b
         assert answer.json()["code"] == code
 
 
+@pytest.mark.embedded("loses it in the tables of SQLite")
 def test_a_history_that_was_lost_says_where_it_begins(wire, shared_data):
     """As after a database was rebuilt from blobs."""
     id = save(wire, metadata={"n": 0})["id"]
@@ -188,12 +190,6 @@ def test_comparing_and_history_only_read_and_going_back_writes(guarded):
 # --- the command line --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["--data", "--url"])
-def where(request, data: Path) -> list[str]:
-    """Flags that lead to the same data: as a folder, or through a server."""
-    return ["--data", str(data)] if request.param == "--data" else ["--url", request.getfixturevalue("server")]
-
-
 def test_diff_history_and_revert_on_the_command_line(where, capsys):
     """As tables for people and as JSON lines for programs."""
 
@@ -220,14 +216,13 @@ def test_diff_history_and_revert_on_the_command_line(where, capsys):
 
 def test_reindex_says_that_the_history_is_lost(data, capsys):
     """And the next change begins a new one."""
-    with aq_data.connect(data) as client:
+    with opened(data) as client:
         id = client.save(name="T1").id
         client.update(id, {"name": "T2"})
-    for file in data.glob("metadata.sqlite*"):
-        file.unlink()
+    lose_database(data)
     assert main(["reindex", "--data", str(data)]) == 0
     assert "history" in capsys.readouterr().out
-    with aq_data.connect(data) as client:
+    with opened(data) as client:
         assert (client.get(id).revision, len(client.history(id))) == (2, 0)
         client.update(id, {"name": "T3"})
         assert client.get(id, revision=2).name == "T2"

@@ -13,7 +13,8 @@ import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
-from forms import DATAFILES, array_part, declared, document_part, file_part, new_id, post, save, tree
+from forms import DATAFILES, array_part, declared, document_part, file_part, kept, new_id, post, save
+from services.deployment import blobs
 
 CUBE = np.arange(24, dtype="<f8").reshape(2, 3, 4)
 
@@ -94,7 +95,7 @@ def test_the_same_id_with_other_content_is_refused(wire, shared_data, difference
     id = new_id()
     document = {"id": id, "name": "first", "arrays": [declared("cube", CUBE)]}
     assert post(wire, document_part(document), array_part(0, CUBE.tobytes()), file_part(0, "n", b"x")).status_code == 201
-    before = tree(shared_data / "blobs")
+    before = kept(shared_data)
     values, content = CUBE.copy(), b"x"
     if difference == "document":
         document = {**document, "name": "second"}
@@ -107,7 +108,7 @@ def test_the_same_id_with_other_content_is_refused(wire, shared_data, difference
     else:
         answer = post(wire, document_part(document), array_part(0, values.tobytes()), file_part(0, "n", content))
     assert (answer.status_code, code(answer)) == (409, "id_taken")
-    assert tree(shared_data / "blobs") == before
+    assert kept(shared_data) == before
     assert wire.get(f"{DATAFILES}/{id}").json()["name"] == "first"
     assert wire.get(f"{DATAFILES}/{id}/arrays/cube").content == CUBE.tobytes()
 
@@ -160,24 +161,24 @@ REFUSED_FORMS = {
 def test_a_form_that_cannot_be_kept_is_refused_and_leaves_nothing(wire, shared_data, reason):
     """A 4xx with its own code and words; no document, no blob, no folder remains."""
     status, expected, parts = REFUSED_FORMS[reason]
-    before = tree(shared_data / "blobs")
+    before = kept(shared_data)
     count = wire.post("/api/v1/search/count", json={}).json()
     answer = post(wire, *parts)
     assert (answer.status_code, code(answer)) == (status, expected)
-    assert tree(shared_data / "blobs") == before
+    assert kept(shared_data) == before
     assert wire.post("/api/v1/search/count", json={}).json() == count
 
 
 def test_a_form_cut_off_in_the_middle_leaves_nothing(wire, shared_data):
     """A well-formed request whose multipart body has no end is refused, as is one that is no multipart at all."""
-    before = tree(shared_data / "blobs")
+    before = kept(shared_data)
     whole = wire.build_request("POST", DATAFILES, files=[ONE_DOCUMENT, array_part(0, TWO_VALUES)])
     content = whole.read()
     head = {"content-type": whole.headers["content-type"]}
     for cut in (content[: len(content) // 2], content[:-6], b"no multipart", b""):
         answer = wire.post(DATAFILES, content=cut, headers=head)
         assert (answer.status_code, code(answer)) == (422, "invalid")
-    assert tree(shared_data / "blobs") == before
+    assert kept(shared_data) == before
 
 
 def test_other_media_types_are_refused(wire):
@@ -443,7 +444,7 @@ def test_an_array_is_fetched_again_only_when_the_answer_would_differ(wire, share
         for sel in ("", "0"):
             tags[format, sel] = wire.get(address, params={"format": format, "sel": sel}).headers["etag"]
     assert len(set(tags.values())) == len(tags), "another format or selection must have another tag"
-    for chunk in (shared_data / "blobs" / document["id"]).rglob("c/*/*/*"):
+    for chunk in (blobs(shared_data) / document["id"]).rglob("c/*/*/*"):
         chunk.unlink()
     for (format, sel), tag in tags.items():
         answer = wire.get(address, params={"format": format, "sel": sel}, headers={"If-None-Match": tag})
@@ -591,12 +592,12 @@ def test_a_file_is_attached_once_and_never_changed(wire, shared_data):
     headers = {"content-type": "text/x-log"}
     new = wire.put(f"{address}/files/log", content=b"one", headers=headers)
     assert (new.status_code, new.json()["size"]) == (201, 3)
-    before = tree(shared_data / "blobs")
+    before = kept(shared_data)
     same = wire.put(f"{address}/files/log", content=b"one", headers=headers)
     assert (same.status_code, same.json()) == (200, new.json())
     other = wire.put(f"{address}/files/log", content=b"two", headers=headers)
     assert (other.status_code, code(other)) == (409, "finished")
-    assert tree(shared_data / "blobs") == before
+    assert kept(shared_data) == before
     got = wire.get(f"{address}/files/log")
     assert (got.content, got.headers["content-type"].split(";")[0]) == (b"one", "text/x-log")
     document = wire.get(address).json()

@@ -19,9 +19,11 @@ import numpy as np
 import pytest
 from aq_server.__main__ import main
 from aq_server.commands.serving import running
-from aq_server.config import Config, ServerConfig, load_config
+from aq_server.config import Config, ServerConfig, StoreConfig, load_config
+from aq_server.service import health
 from aq_server.service.datafiles import DataFiles
 from forms import DATAFILES, array_part, declared, document_part, new_id, save
+from services.deployment import blobs, deployed
 
 from aq_data.errors import AqDataError, ConfigError
 
@@ -133,10 +135,8 @@ def test_every_field_says_what_it_means():
     """A docstring under each field, from which the documentation is made."""
     import inspect
 
-    from aq_server import config
-
-    source = inspect.getsource(config)
-    for table in (ServerConfig, type(Config().client)):
+    for table in (ServerConfig, StoreConfig, type(Config().client)):
+        source = "".join(inspect.getsource(sys.modules[each.__module__]) for each in table.__mro__[:2])
         for field in msgspec.structs.fields(table):
             assert re.search(rf'^    {field.name}: [^\n]*\n    """[A-Z]', source, re.MULTILINE), field.name
 
@@ -144,33 +144,41 @@ def test_every_field_says_what_it_means():
 # --- health --------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def fresh_probes(monkeypatch):
+    monkeypatch.setattr(health, "KEPT_SECONDS", 0.0)
+
+
 def test_a_healthy_server_says_so(own):
     assert own.get("/healthz").json() == {"status": "ok"}
     ready = own.get("/readyz")
-    assert (ready.status_code, ready.json()) == (200, {"metadata": "ok", "blobs": "ok"})
+    assert (ready.status_code, ready.json()) == (200, {"status": "ready", "metadata": "ok", "stores": {"default": "ok"}})
 
 
-def test_readiness_names_the_blob_store_when_it_takes_no_writes(own, data):
+@pytest.mark.embedded("takes the folder away")
+def test_readiness_names_the_default_store_when_it_takes_no_writes(own, data, fresh_probes):
     """503 while the folder is no folder; the process itself is healthy, and recovers by itself."""
-    blobs = data / "blobs"
-    blobs.rename(data / "elsewhere")
-    blobs.write_text("not a folder")
+    folder = blobs(data)
+    folder.rename(data / "elsewhere")
+    folder.write_text("not a folder")
     down = own.get("/readyz")
     assert (down.status_code, down.json()["metadata"]) == (503, "ok")
-    assert down.json()["blobs"] != "ok"
+    assert down.json()["status"] == "unavailable"
+    assert down.json()["stores"]["default"] != "ok"
     assert int(down.headers["retry-after"]) >= 1
     assert own.get("/healthz").status_code == 200
-    blobs.unlink()
-    (data / "elsewhere").rename(blobs)
+    folder.unlink()
+    (data / "elsewhere").rename(folder)
     assert own.get("/readyz").status_code == 200
 
 
-def test_readiness_names_the_database_when_it_is_damaged(own, data):
+@pytest.mark.embedded("damages the tables of SQLite")
+def test_readiness_names_the_database_when_it_is_damaged(own, data, fresh_probes):
     with sqlite3.connect(data / "metadata.sqlite") as connection:
         connection.execute("ALTER TABLE tokens RENAME TO lost")
     connection.close()
     down = own.get("/readyz")
-    assert (down.status_code, down.json()["blobs"]) == (503, "ok")
+    assert (down.status_code, down.json()["stores"]["default"]) == (503, "ok")
     assert "tokens" in down.json()["metadata"]
     assert own.get("/healthz").status_code == 200
 
@@ -241,7 +249,7 @@ def test_damage_is_told_to_the_log_with_the_id_the_client_got(serve, data):
     process = serve()
     with httpx.Client(base_url=process.url) as http:
         id = save(http, {"a": np.arange(1000.0)})["id"]
-        (chunk,) = (data / "blobs" / id).glob("*/arrays.zarr/a/c/0")
+        (chunk,) = (blobs(data) / id).glob("*/arrays.zarr/a/c/0")
         content = bytearray(chunk.read_bytes())
         content[20] ^= 0xFF
         chunk.write_bytes(content)
@@ -323,7 +331,7 @@ def test_a_save_under_way_is_finished_when_asked_to_stop(serve, data):
     # uvicorn ends by the signal it was sent, after everything is done.
     assert process.process.returncode in (0, -signal.SIGTERM)
     assert "Traceback" not in log
-    with running(ServerConfig(data=str(data), port=0)) as url:
+    with running(deployed(data)) as url:
         assert httpx.get(f"{url}{DATAFILES}/{document['id']}/arrays/a").content == values.tobytes()
 
 
@@ -345,7 +353,7 @@ def test_a_server_stops_soon_when_nothing_is_under_way(serve):
 def test_the_announced_address_answers_at_once(serve):
     """Whoever reads the line on standard output may connect: nothing is refused for a moment."""
     for _ in range(2):
-        assert httpx.get(f"{serve('--memory').url}/healthz").status_code == 200
+        assert httpx.get(f"{serve().url}/healthz").status_code == 200
 
 
 def test_a_taken_port_fails_and_says_how_to_go_on(server, tmp_path):
@@ -359,6 +367,7 @@ def test_a_taken_port_fails_and_says_how_to_go_on(server, tmp_path):
     assert done.stdout == ""
 
 
+@pytest.mark.embedded("three files of SQLite that cannot be used")
 @pytest.mark.parametrize(("name", "word"), [("file", "file"), ("newer", "version"), ("broken", "database")])
 def test_a_folder_that_cannot_be_used_fails_with_its_reason(tmp_path, capsys, name, word):
     """A file in its place, a database of a newer version, one that is none: exit 1 and one line."""
@@ -379,6 +388,7 @@ def test_a_folder_that_cannot_be_used_fails_with_its_reason(tmp_path, capsys, na
     assert word in said.err
 
 
+@pytest.mark.embedded("a deployment of its own, in memory")
 def test_a_server_in_memory_writes_nothing(serve, data):
     process = serve("--memory")
     with httpx.Client(base_url=process.url) as http:
@@ -391,7 +401,7 @@ def test_a_server_in_memory_writes_nothing(serve, data):
 
 def test_too_many_requests_are_told_to_wait(data):
     """429 with Retry-After over the limit; after a second it goes on. Refusals are problem documents too."""
-    with running(ServerConfig(data=str(data), port=0, rate_limit=5)) as url, httpx.Client(base_url=url) as http:
+    with running(deployed(data, rate_limit=5)) as url, httpx.Client(base_url=url) as http:
         answers = [http.get(f"{DATAFILES}/x") for _ in range(12)]
         refused = [answer for answer in answers if answer.status_code == 429]
         assert {answer.status_code for answer in answers} == {404, 429}
@@ -411,7 +421,7 @@ def test_our_client_waits_when_it_is_told_to(data):
     """Over the limit a client's calls take longer; none fails."""
     import aq_data
 
-    with running(ServerConfig(data=str(data), port=0, rate_limit=20)) as url, aq_data.connect(url) as client:
+    with running(deployed(data, rate_limit=20)) as url, aq_data.connect(url) as client:
         for _ in range(30):
             with pytest.raises(AqDataError) as failure:
                 client.get(new_id())

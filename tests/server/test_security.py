@@ -20,7 +20,8 @@ import pytest
 from aq_server.__main__ import main
 from aq_server.commands.serving import running
 from aq_server.config import ServerConfig
-from forms import DATAFILES, array_part, declared, document_part, file_part, new_id, post, save, tree
+from forms import DATAFILES, around, array_part, declared, document_part, file_part, kept, new_id, post, save
+from services.deployment import blobs, deployed, stored
 
 from aq_data.wire.routes import BULK_GET
 
@@ -97,7 +98,7 @@ def test_an_open_server_answers_to_its_own_names(wire, shared):
 
 
 def test_further_hosts_are_allowed_by_name(data):
-    config = ServerConfig(data=str(data), port=0, allowed_hosts=("Lab.example",))
+    config = deployed(data, allowed_hosts=("Lab.example",))
     with running(config) as url:
         assert httpx.get(f"{url}/healthz", headers={"Host": "lab.example:80"}).status_code == 200
         assert httpx.get(f"{url}/healthz", headers={"Host": "other.example"}).status_code == 403
@@ -173,8 +174,9 @@ def test_a_scope_opens_what_it_names_and_nothing_more(serve, token):
 
 def test_a_token_ends_with_the_request_it_is_revoked_or_expires(serve, token, data, capsys):
     """From the next request on, also on a connection that stays open, without a restart."""
-    lasting, doomed, brief = token("lasting"), token("doomed"), token("brief", "--expires", "2s")
+    lasting, doomed = token("lasting"), token("doomed")
     url = serve(environment=WITH_TOKENS).url
+    brief = token("brief", "--expires", "2s")
     with httpx.Client(base_url=url) as http:
 
         def status(made: dict) -> int:
@@ -202,13 +204,12 @@ def test_a_secret_rests_nowhere_in_clear(serve, token, data):
     process = serve(environment={**WITH_TOKENS, "AQ_DATA_SERVER__LOG_LEVEL": "debug"})
     assert httpx.get(f"{process.url}/metrics", headers=bearer(made)).status_code == 200
     assert httpx.get(f"{process.url}/nothing", headers=bearer(made)).status_code == 404
-    stored = [path for path in data.rglob("*") if path.is_file()]
-    assert any(path.name == "metadata.sqlite" for path in stored)
-    secret = made["secret"].encode()
-    for path in stored:
-        content = path.read_bytes()
-        assert secret not in content, path
-        assert secret.removeprefix(b"aqd_") not in content, path
+    secret, seen = made["secret"].encode(), set()
+    for where, content in stored(data):
+        assert secret not in content, where
+        assert secret.removeprefix(b"aqd_") not in content, where
+        seen |= {made["id"]} if made["id"].encode() in content else set()
+    assert seen == {made["id"]}, "it was looked for where tokens are kept"
     assert made["secret"] not in process.stop()
 
 
@@ -264,7 +265,7 @@ ADDRESSED = [
 def test_no_segment_of_an_address_reaches_a_path(wire, shared_data, text):
     """Whatever stands for an id, an array, a file or a key: a 4xx, nothing read, nothing made outside or inside."""
     id = save(wire, {"a": np.arange(3.0)}, [("n", b"x")])["id"]
-    before, outside = tree(shared_data / "blobs"), tree(shared_data.parent)
+    before, outside = kept(shared_data), around(shared_data)
     base = f"{DATAFILES}/{id}"
     for method, path in [
         *((method, f"{DATAFILES}/{text}") for method in ("GET", "PATCH", "DELETE")),
@@ -278,21 +279,22 @@ def test_no_segment_of_an_address_reaches_a_path(wire, shared_data, text):
         options = {"json": {"name": "x"}} if method == "PATCH" else {"content": b"x"} if method == "PUT" else {}
         answer = exactly(wire, method, path, **options)
         assert 400 <= answer.status_code < 500, (method, path[:200], answer.status_code, answer.text[:200])
-    assert tree(shared_data / "blobs") == before
-    assert tree(shared_data.parent) == outside
+    assert kept(shared_data) == before
+    assert around(shared_data) == outside
 
 
 @pytest.mark.parametrize("text", ADDRESSED)
 def test_a_file_put_under_a_strange_name_lies_under_a_key_of_the_server(wire, shared_data, text):
     """It is refused, or stored under a key that owes nothing to the name."""
     id = save(wire, name="f")["id"]
-    before = tree(shared_data.parent)
+    before = around(shared_data)
     answer = exactly(wire, "PUT", f"{DATAFILES}/{id}/files/{text}", content=b"content")
     assert answer.status_code < 500, answer.text
-    new = tree(shared_data.parent) - before
-    (attempt,) = {path.name for path in (shared_data / "blobs" / id).iterdir()}
-    allowed = re.compile(rf"data/blobs/{id}/{attempt}/files(/[0-9a-f]{{16}})?|data/metadata\.sqlite.*")
-    assert all(allowed.fullmatch(path) for path in new), new
+    new = around(shared_data) - before
+    (attempt,) = {path.name for path in (blobs(shared_data) / id).iterdir()}
+    files = blobs(shared_data) / id / attempt / "files"
+    new = {path for path in new if path != files and not path.name.startswith("metadata.sqlite")}
+    assert all(path.parent == files and re.fullmatch("[0-9a-f]{16}", path.name) for path in new), new
     if answer.status_code == 201:
         assert exactly(wire, "GET", f"{DATAFILES}/{id}/files/{text}").content == b"content"
 
@@ -320,21 +322,21 @@ NAMED = [
 @pytest.mark.parametrize("text", NAMED)
 def test_no_name_in_a_document_reaches_a_path(wire, shared_data, text):
     """Array names that are not one plain segment are refused as bad_name, ids that are no UUIDv7 as invalid."""
-    outside = tree(shared_data.parent)
+    outside = around(shared_data)
     values = np.arange(2.0)
     answer = post(wire, document_part({"arrays": [declared(text, values)]}), array_part(0, values.tobytes()))
     assert (answer.status_code, answer.json()["code"]) == (422, "bad_name")
     answer = wire.post(DATAFILES, json={"id": text})
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
-    assert tree(shared_data.parent) == outside
+    assert around(shared_data) == outside
 
 
 @pytest.mark.parametrize("text", ["..", ".", "../../escape", "/etc/passwd", "a/b", "..\\x", "x" * 300])
 def test_no_filename_of_a_form_reaches_a_path(wire, shared_data, text):
-    outside = tree(shared_data.parent)
+    outside = around(shared_data)
     answer = post(wire, document_part({}), file_part(0, text, b"x"))
     assert (answer.status_code, answer.json()["code"]) == (422, "bad_name")
-    assert tree(shared_data.parent) == outside
+    assert around(shared_data) == outside
 
 
 # --- hostile bodies ------------------------------------------------------------------------------------------------
@@ -465,12 +467,12 @@ HOSTILE_ARRAYS = [
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_strange_declarations_are_kept_or_refused(wire, shared_data, change):
     """Whatever is declared of an array without elements: 201 and readable, or 422 with nothing stored."""
-    before = tree(shared_data / "blobs")
+    before = kept(shared_data)
     array = {"name": "a", "dtype": "<f8", "shape": [0], **change}
     answer = wire.post(DATAFILES, json={"arrays": [array]})
     assert answer.status_code in (201, 422), answer.text
     if answer.status_code == 422:
-        assert tree(shared_data / "blobs") == before
+        assert kept(shared_data) == before
         return
     address = answer.headers["location"]
     for path in ("", "/arrays/a", "/arrays/a?format=json", "/arrays/a?format=npy", "/zarr/zarr.json", "/zarr/a/zarr.json"):
@@ -511,7 +513,7 @@ def test_compressed_and_binary_junk_is_refused(wire):
 @pytest.fixture
 def narrow(data: Path):
     """A server with small limits."""
-    config = ServerConfig(data=str(data), port=0, max_save_bytes=300_000, max_document_bytes=10_000)
+    config = deployed(data, max_save_bytes=300_000, max_document_bytes=10_000)
     with running(config) as url, httpx.Client(base_url=url, timeout=60) as http:
         yield http
 
@@ -526,7 +528,7 @@ def in_pieces(content: bytes) -> Iterator[bytes]:
 def test_bodies_over_their_limit_are_413(narrow, data, announced):
     """Announced or not, as JSON, as a form, as the document in a form, as a patch, a filter or a file; nothing stays."""
     id = save(narrow, name="small")["id"]
-    before = tree(data / "blobs")
+    before = kept(data)
     long = json.dumps({"comment": "x" * 11_000}).encode()
     values = np.arange(40_000.0)
     small_form = narrow.build_request("POST", DATAFILES, files=[document_part(long)])
@@ -546,7 +548,7 @@ def test_bodies_over_their_limit_are_413(narrow, data, announced):
         answer = narrow.request(method, path, content=body, headers=headers)
         assert (answer.status_code, answer.json()["code"]) == (413, "too_large"), (method, path, answer.text)
         assert "limit" in answer.json()["detail"]
-    left = {path for path in tree(data / "blobs") - before if not path.endswith("/files")}
+    left = {path for path in kept(data) - before if not path.endswith("/files")}
     assert left == set()
     assert narrow.get(f"{DATAFILES}/{id}").json()["revision"] == 1
 
@@ -565,7 +567,7 @@ def test_what_is_declared_too_large_takes_no_room(narrow, data):
     document = {"arrays": [{"name": "a", "dtype": "<f8", "shape": [1, 1 << 31]}]}
     answer = post(narrow, document_part(document), array_part(0, b"12345678"))
     assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
-    assert tree(data / "blobs") == set()
+    assert kept(data) == set()
 
 
 def test_many_tiny_parts_are_refused(own, data):
@@ -578,7 +580,7 @@ def test_many_tiny_parts_are_refused(own, data):
     headers = {"content-type": "multipart/form-data; boundary=b"}
     answer = own.post(DATAFILES, content=head + body + b"--b--\r\n", headers=headers)
     assert answer.status_code in (413, 422), answer.text
-    assert tree(data / "blobs") == set()
+    assert kept(data) == set()
 
 
 def test_a_client_that_leaves_in_the_middle_leaves_nothing(own, data):
@@ -597,9 +599,9 @@ def test_a_client_that_leaves_in_the_middle_leaves_nothing(own, data):
                 break
             time.sleep(0.02)
     deadline = time.monotonic() + 10
-    while tree(data / "blobs") and time.monotonic() < deadline:
+    while kept(data) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert tree(data / "blobs") == set()
+    assert kept(data) == set()
     assert own.get(f"{DATAFILES}/{document['id']}").status_code == 404
     assert post(own, document_part(document), array_part(0, values.tobytes())).status_code == 201
 
@@ -614,18 +616,18 @@ def _half_written(http: httpx.Client, chunk: int) -> httpx.Response:
 @pytest.mark.parametrize("chunk", [2_000, 100_000, 1_000_000])
 def test_a_save_refused_while_it_is_written_leaves_nothing(data, chunk):
     """Nothing goes on writing behind the refusal: when the answer has come, and when the server has ended, all is gone."""
-    with running(ServerConfig(data=str(data), port=0)) as url, httpx.Client(base_url=url, timeout=60) as http:
+    with running(deployed(data)) as url, httpx.Client(base_url=url, timeout=60) as http:
         for _ in range(2):
             answer = _half_written(http, chunk)
             assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
-            assert tree(data / "blobs") == set()
-    assert tree(data / "blobs") == set()
+            assert kept(data) == set()
+    assert kept(data) == set()
 
 
 def test_refused_saves_do_no_harm_to_others(data, capsys):
     """While some are refused half-written others are saved: `verify` finds every byte of those as it was sent."""
     values = np.random.default_rng(0).random(200_000)
-    with running(ServerConfig(data=str(data), port=0)) as url:
+    with running(deployed(data)) as url:
         over, refused = threading.Event(), []
 
         def keep_failing() -> None:
@@ -722,7 +724,7 @@ def test_memory_stays_bounded_while_300_mb_are_refused_saved_and_read(serve, dat
         assert size == 300 << 20
     growth = [peak.growth >> 20 for peak in (refusing, saving, reading)]
     assert max(growth) < 250, growth
-    assert len(list((data / "blobs").glob("[0-9a-f]*"))) == 2
+    assert len(list(blobs(data).glob("[0-9a-f]*"))) == 2
 
 
 def test_quoting_of_what_a_client_sent_stays_short(wire):

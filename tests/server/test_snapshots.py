@@ -12,11 +12,11 @@ import httpx
 import msgspec
 import numpy as np
 import pytest
-import xarray as xr
-from aq_server.app import Stores, open_stores
-from aq_server.config import ServerConfig
+from aq_server.app import Stores
 from aq_server.service.datafiles import DataFiles
 from aq_server.service.saving import Save
+from aq_server.service.snapshots import SnapshotMaintenance
+from services.deployment import at, blobs, lose_database, open_zarr, opened, with_stores
 
 import aq_data
 from aq_data.models.datafile import DataFile, NewDataFile, make_id
@@ -39,24 +39,11 @@ def key_of(instruments: dict) -> str:
 
 def snapshots(data: Path) -> set[str]:
     """Keys of all that lies beside the blobs."""
-    return {str(path.relative_to(data / "blobs")) for path in (data / "blobs").glob("snapshots/*")}
+    return {str(path.relative_to(blobs(data))) for path in blobs(data).glob("snapshots/*")}
 
 
 def copy_of(file: aq_data.DataFile) -> dict:
-    return json.loads((Path(file.path) / "zarr.json").read_bytes())["attributes"]["aq_data"]["document"]
-
-
-def with_stores(data: Path, work):
-    """What an operator's command does."""
-
-    async def main():
-        stores = open_stores(ServerConfig(data=str(data)))
-        try:
-            return await work(stores)
-        finally:
-            await stores.close()
-
-    return asyncio.run(main())
+    return json.loads((at(file.path) / "zarr.json").read_bytes())["attributes"]["aq_data"]["document"]
 
 
 async def listed(found) -> list:
@@ -78,12 +65,6 @@ def gc(data: Path) -> list[str]:
     return [orphan.prefix for orphan in found]
 
 
-def forget(data: Path) -> None:
-    """Lose the database."""
-    for path in data.glob("metadata.sqlite*"):
-        path.unlink()
-
-
 def record(number: int, **fields) -> Record:
     at = "2026-01-31T08:00:00.000000Z"
     id = make_id(number, number.to_bytes(10, "big"))
@@ -101,12 +82,12 @@ def test_measurements_that_share_a_snapshot_refer_to_one_blob(data, client):
     small = client.save(None, instruments={"vna": {"number": 1}})
     assert snapshots(data) == {key_of(instruments()), key_of(instruments(2))}
     for key in snapshots(data):
-        content = (data / "blobs" / key).read_bytes()
+        content = (blobs(data) / key).read_bytes()
         assert hashlib.sha256(content).hexdigest() == Path(key).stem
     for file in files:
         assert copy_of(file)["instruments"] == {"$snapshot": Path(key_of(instruments())).stem}
         assert client.get(file.id).instruments == instruments()
-        np.testing.assert_array_equal(xr.open_zarr(file.path, chunks=None)["a"], np.arange(3))
+        np.testing.assert_array_equal(open_zarr(file.path, chunks=None)["a"], np.arange(3))
     assert copy_of(small)["instruments"] == {"vna": {"number": 1}}
     assert client.search({"instruments.vna.settings.number.value": 2}).total == 1
     assert [file.instruments for file in client.search({"instruments.vna.settings.number.value": 1}, limit=9)] == [
@@ -161,9 +142,9 @@ def test_a_sweep_refers_to_its_snapshot_from_beginning_to_end(data, serve, tmp_p
 
 @pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(path.read_bytes().replace(b"mV", b"kV", 1))])
 def test_a_lost_or_damaged_snapshot_is_found_and_repaired_from_the_database(data, harm):
-    with aq_data.connect(data) as client:
+    with opened(data) as client:
         ids = [client.save(None, instruments=instruments()).id for _ in range(2)]
-    harm(data / "blobs" / key_of(instruments()))
+    harm(blobs(data) / key_of(instruments()))
     assert verify(data) == [("damaged_snapshot", ids[0])], "once, not for each that has it"
     assert verify(data, repair=True) == [("damaged_snapshot", ids[0])]
     assert verify(data) == []
@@ -171,12 +152,12 @@ def test_a_lost_or_damaged_snapshot_is_found_and_repaired_from_the_database(data
 
 def test_a_catalogue_is_rebuilt_with_its_snapshots(data):
     """Whole documents, found by their instruments."""
-    with aq_data.connect(data) as client:
+    with opened(data) as client:
         saved = [client.save(None, name=f"n{i}", instruments=instruments(i % 2)).to_json() for i in range(4)]
-    forget(data)
+    lose_database(data)
     found = with_stores(data, lambda stores: listed(stores.reindexing.run()))
     assert [one.outcome for one in found] == ["restored"] * 4
-    with aq_data.connect(data) as client:
+    with opened(data) as client:
         assert [client.get(one["id"]).to_json() for one in saved] == saved
         assert client.search({"instruments.vna.settings.number.value": 1}).total == 2
     assert verify(data) == []
@@ -184,10 +165,10 @@ def test_a_catalogue_is_rebuilt_with_its_snapshots(data):
 
 def test_what_lost_its_snapshot_is_not_rebuilt_and_says_which(data):
     """Half a document is not passed off as the whole."""
-    with aq_data.connect(data) as client:
+    with opened(data) as client:
         whole, half = client.save(None, instruments=instruments(1)), client.save(None, instruments=instruments(2))
-    forget(data)
-    (data / "blobs" / key_of(instruments(2))).unlink()
+    lose_database(data)
+    (blobs(data) / key_of(instruments(2))).unlink()
     found = {one.id: one for one in with_stores(data, lambda stores: listed(stores.reindexing.run()))}
     assert {id: one.outcome for id, one in found.items()} == {whole.id: "restored", half.id: "incomplete"}
     assert key_of(instruments(2)) in found[half.id].detail
@@ -198,7 +179,7 @@ def test_what_lost_its_snapshot_is_not_rebuilt_and_says_which(data):
 
 def test_a_snapshot_stays_as_long_as_any_record_has_it(data):
     """Then it is an orphan, which only an age below its own takes."""
-    with aq_data.connect(data) as client:
+    with opened(data) as client:
         one, two = [client.save(None, name=f"n{i}", instruments=instruments()) for i in range(2)]
         client.update(one.id, {"instruments": None})
         assert gc(data) == []
@@ -223,7 +204,7 @@ def test_a_save_that_dies_after_its_snapshot_leaves_only_orphans(data, monkeypat
         raise CrashError
 
     async def die(stores: Stores):
-        monkeypatch.setattr(type(stores.metadata if step == "insert" else stores.arrays.blobs), step, crash)
+        monkeypatch.setattr(type(stores.metadata if step == "insert" else stores.arrays.open("default").blobs), step, crash)
         with pytest.raises(CrashError):
             await (await begin_save(stores)).commit()
         monkeypatch.undo()
@@ -232,7 +213,7 @@ def test_a_save_that_dies_after_its_snapshot_leaves_only_orphans(data, monkeypat
     assert {kind for kind, _ in verify(data)} == {"orphan"}
     assert key_of(instruments()) in gc(data)
     assert verify(data) == []
-    with aq_data.connect(data) as client:
+    with opened(data) as client:
         client.save(None, instruments=instruments())
     assert verify(data) == []
 
@@ -255,8 +236,15 @@ def test_a_snapshot_collected_while_a_save_is_about_to_refer_to_it_is_written_ag
 
     async def race(stores: Stores):
         save = await begin_save(stores)
-        part = stores.metadata if owner == "metadata" else stores.arrays.blobs
-        between(monkeypatch, part, name, lambda: listed(stores.maintenance._snapshots.orphans(0.0, True)))
+        part = stores.metadata if owner == "metadata" else stores.arrays.open("default").blobs
+        between(
+            monkeypatch,
+            part,
+            name,
+            lambda: listed(
+                SnapshotMaintenance(stores.metadata, stores.arrays.open("default"), "default").orphans(0.0, True)
+            ),
+        )
         await save.commit()
         return await listed(stores.maintenance.verify())
 
@@ -267,7 +255,7 @@ def test_a_snapshot_collected_while_a_save_is_about_to_refer_to_it_is_written_ag
 @pytest.mark.parametrize("name", ["get", "remove", "replace"])
 def test_a_snapshot_that_a_save_came_to_refer_to_while_it_was_collected_is_put_back(data, monkeypatch, name):
     """The save runs whole in the middle of `gc`, where it finds its snapshot still there, or just gone."""
-    with aq_data.connect(data) as client:
+    with opened(data) as client:
         client.update(client.save(None, instruments=instruments()).id, {"instruments": None})
 
     async def race(stores: Stores):
@@ -277,12 +265,12 @@ def test_a_snapshot_that_a_save_came_to_refer_to_while_it_was_collected_is_put_b
         if name == "replace":  # after the removal, before the second look
 
             async def first_look():
-                between(monkeypatch, stores.metadata, "snapshots", save)
+                between(monkeypatch, stores.metadata, "needs_snapshot", save)
 
-            between(monkeypatch, stores.arrays.blobs, "remove", first_look)
+            between(monkeypatch, stores.arrays.open("default").blobs, "remove", first_look)
         else:
-            between(monkeypatch, stores.arrays.blobs, name, save)
-        await listed(stores.maintenance._snapshots.orphans(0.0, True))
+            between(monkeypatch, stores.arrays.open("default").blobs, name, save)
+        await listed(SnapshotMaintenance(stores.metadata, stores.arrays.open("default"), "default").orphans(0.0, True))
         return await listed(stores.maintenance.verify())
 
     assert with_stores(data, race) == []
@@ -292,6 +280,7 @@ def test_a_snapshot_that_a_save_came_to_refer_to_while_it_was_collected_is_put_b
 # --- what it costs ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.embedded("measures the files of SQLite")
 @pytest.mark.parametrize("count", [250, pytest.param(1000, marks=pytest.mark.soak)])
 def test_records_with_one_snapshot_of_a_megabyte_cost_what_they_do_without_and_the_snapshot(data, monkeypatch, count):
     """Database and blobs together, everything indexed: 3.3 kB a record, and the snapshot once in each with its terms."""
@@ -303,7 +292,7 @@ def test_records_with_one_snapshot_of_a_megabyte_cost_what_they_do_without_and_t
 
     async def save(stores: Stores):
         async def one(new: Record) -> None:
-            await stores.arrays.publish_group(new.document, new.attempt, new.digest, [])
+            await stores.arrays.open("default").publish_group(new.document, new.attempt, new.digest, [])
             assert await stores.metadata.insert(new) is None
 
         for first in range(0, len(saved), 50):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from aq_server.app import Stores, open_stores
-from aq_server.config import ServerConfig
 from aq_server.service import folding
+from services.deployment import blobs, lose_database, opened, rows_of_sweeps, with_stores
 
 import aq_data
+from aq_data.errors import NotFoundError
 
 
 @pytest.fixture(autouse=True)
@@ -20,19 +19,6 @@ def _eager(monkeypatch, tmp_path):
     monkeypatch.setattr(folding, "FOLD_BLOCKS", 4)
     monkeypatch.setattr(folding, "LOOK_SECONDS", 0.02)
     monkeypatch.setenv("AQ_DATA_SPOOL", str(tmp_path / "spool"))
-
-
-def with_stores(data: Path, work):
-    """What an operator's command does beside a running server."""
-
-    async def main():
-        stores = open_stores(ServerConfig(data=str(data)))
-        try:
-            return await work(stores)
-        finally:
-            await stores.close()
-
-    return asyncio.run(main())
 
 
 async def listed(found) -> list:
@@ -72,7 +58,7 @@ def half_measured(client: aq_data.Client) -> tuple[aq_data.Sweep, np.ndarray]:
 
 def test_nothing_that_an_open_sweep_needs_is_an_orphan(data):
     """`gc --older-than 0s --delete` beside the growing sweep; afterwards everything is there, and it finishes."""
-    with aq_data.connect(data) as client:
+    with opened(data) as client:
         sweep, large = half_measured(client)
         gc(data, delete=True)
         assert verify(data) == []
@@ -87,21 +73,21 @@ def test_nothing_that_an_open_sweep_needs_is_an_orphan(data):
 
 def test_what_the_open_phase_left_is_removed_after_the_end(data):
     """Chunks under their old keys and blocks; the finished DataFile does not need them."""
-    with aq_data.connect(data) as client:
+    with opened(data) as client:
         sweep, large = half_measured(client)
         sweep.finish()
         assert {orphan.reason for orphan in gc(data, delete=True)} == {"left by an open sweep"}
         assert gc(data) == []
-        assert not list(data.glob("blobs/*/*/open")) + list(data.glob("blobs/*/*/blocks"))
+        assert not list(blobs(data).glob("*/*/open")) + list(blobs(data).glob("*/*/blocks"))
         assert np.array_equal(client.get(sweep.id)["y"][0], large)
         assert verify(data) == []
 
 
 def test_what_a_folder_that_died_left_is_found(data):
     """Objects under an older token that no manifest names; those of the newest token may still come into force."""
-    with aq_data.connect(data) as client:
+    with opened(data) as client:
         sweep, _ = half_measured(client)
-        prefix = next(data.glob("blobs/*/*/open"))
+        prefix = next(blobs(data).glob("*/*/open"))
         for generation in ("3-0", "99-999"):
             (prefix / generation).mkdir()
             (prefix / generation / "0.0.0").write_bytes(b"x" * 10)
@@ -114,26 +100,22 @@ def test_what_a_folder_that_died_left_is_found(data):
 
 def test_a_deleted_sweep_leaves_nothing(data):
     """Neither blobs nor rows of its log."""
-    with aq_data.connect(data) as client:
+    with opened(data) as client:
         sweep, _ = half_measured(client)
         client.delete(sweep.id)
     gc(data, delete=True)
-
-    async def rows(stores: Stores) -> int:
-        return await stores.metadata.read(
-            lambda c: c.execute("SELECT (SELECT count(*) FROM blocks) + (SELECT count(*) FROM sweeps)").fetchone()[0]
-        )
-
-    assert with_stores(data, rows) == 0
-    assert not list(data.glob(f"blobs/{sweep.id}/*/*"))
+    assert rows_of_sweeps(data) == 0
+    with pytest.raises(NotFoundError):
+        with_stores(data, lambda stores: stores.metadata.sweeps.get(sweep.id))
+    assert not list(blobs(data).glob(f"{sweep.id}/*/*"))
 
 
 def test_damage_of_an_open_sweep_is_found(data):
     """A chunk that is missing and one that changed."""
-    with aq_data.connect(data) as client:
+    with opened(data) as client:
         sweep, _ = half_measured(client)
         folded(client, sweep.id, 8)
-    chunks = sorted(data.glob("blobs/*/*/open/*/0.0.*"))
+    chunks = sorted(blobs(data).glob("*/*/open/*/0.0.*"))
     chunks = [chunk for chunk in chunks if not chunk.name.endswith(".w")]
     chunks[0].unlink()
     content = bytearray(chunks[1].read_bytes())
@@ -146,30 +128,29 @@ def test_damage_of_an_open_sweep_is_found(data):
 
 def test_damage_of_a_partly_measured_datafile_is_found(data):
     """What was never measured is no finding; a lost chunk and a lost written map are."""
-    with aq_data.connect(data) as client:
+    with opened(data) as client:
         sweep, _ = half_measured(client)
         sweep.finish()
         assert client.get(sweep.id)["n"].is_partial
     gc(data, delete=True)
     assert verify(data) == []
-    next(data.glob("blobs/*/*/arrays.zarr/n/c/0")).unlink()
+    next(blobs(data).glob("*/*/arrays.zarr/n/c/0")).unlink()
     assert [finding.kind for finding in verify(data)] == ["missing_chunk"]
-    next(data.glob("blobs/*/*/written/n/c/0")).unlink()
+    next(blobs(data).glob("*/*/written/n/c/0")).unlink()
     assert "written map" in verify(data)[0].detail
 
 
 def test_a_lost_database_is_rebuilt_with_its_sweeps(data):
     """Finished ones whole, with their events; an open one abandoned with every folded block."""
-    with aq_data.connect(data) as client:
+    with opened(data) as client:
         with client.sweep("done", dims={"x": 20}, variables={"y": ("f8", "x")}) as done:
             done.write(y=np.arange(5.0), at={"x": slice(3, 8)})
         sweep, large = half_measured(client)
         count = client._http.json("GET", f"/api/v1/sweeps/{sweep.id}")["folded"]
         before = list(client.follow(done.id))
-    for path in data.glob("metadata.sqlite*"):
-        path.unlink()
+    lose_database(data)
     assert sorted(entry.outcome for entry in reindex(data)) == ["restored", "restored"]
-    with aq_data.connect(data) as client:
+    with opened(data) as client:
         again = client.get(done.id)
         assert again.written("y").nonzero()[0].tolist() == [3, 4, 5, 6, 7]
         assert [event.kind for event in client.follow(done.id)] == [event.kind for event in before]

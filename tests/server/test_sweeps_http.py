@@ -11,9 +11,9 @@ import pytest
 import xarray as xr
 import zarr
 from aq_server.commands.serving import running
-from aq_server.config import ServerConfig
 from aq_server.service import folding
 from forms import DATAFILES, RAW, document_part, new_id
+from services.deployment import deployed, open_zarr
 from test_zarr_view import HttpStore
 
 import aq_data
@@ -205,7 +205,7 @@ def test_the_zarr_view_of_an_open_sweep_is_read_by_any_reader(own, server, monke
         answer = own.post(f"{SWEEPS}/{id}/finish", json={"writers": {"w": 8}})  # the second time round it has ended
         assert answer.status_code == 200
     assert own.get(f"{DATAFILES}/{id}/zarr/flux/c/0").status_code == 404  # nobody measured it
-    np.testing.assert_array_equal(xr.open_zarr(answer.json()["path"])["iq"].values, expected)
+    np.testing.assert_array_equal(open_zarr(answer.json()["path"])["iq"].values, expected)
 
 
 def test_previews_count_only_what_was_measured(wire):
@@ -261,7 +261,7 @@ def test_events_are_server_sent_with_ids_to_go_on_from(wire):
 
 def test_a_silent_sweep_is_stale_until_its_writer_goes_on(data):
     """Said by the document and the state; it stays readable, and the next block ends it."""
-    with running(ServerConfig(data=str(data), port=0, stale_after=0.3)) as url, aq_data.connect(url) as client:
+    with running(deployed(data, stale_after=0.3)) as url, aq_data.connect(url) as client:
         http = client._http.client
         id = opened(http)
         append(http, id, iq_block(1, columns(1)))
@@ -281,7 +281,7 @@ def test_the_log_stays_bounded_however_fast_a_writer_is(data, monkeypatch):
     monkeypatch.setattr(folding, "MOST_BLOCKS", 20)
     monkeypatch.setattr(folding, "FOLD_BLOCKS", 10)
     monkeypatch.setattr(folding, "LOOK_SECONDS", 0.02)
-    with running(ServerConfig(data=str(data), port=0)) as url, aq_data.connect(url) as client:
+    with running(deployed(data)) as url, aq_data.connect(url) as client:
         http = client._http.client
         id = opened(http)
         most = 0

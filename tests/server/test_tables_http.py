@@ -12,7 +12,7 @@ import psutil
 import pyarrow as pa
 import pytest
 from aq_server.commands.serving import running
-from aq_server.config import ServerConfig
+from services.deployment import deployed
 
 from aq_data.wire.routes import BULK, SEARCH
 
@@ -164,7 +164,7 @@ def test_nothing_found_is_an_empty_table(filled, form):
 def long(tmp_path_factory):
     """A server with 1500 documents, more than it gives on one page."""
     with (
-        running(ServerConfig(data=str(tmp_path_factory.mktemp("long")), port=0)) as url,
+        running(deployed(tmp_path_factory.mktemp("long"))) as url,
         httpx.Client(base_url=url, timeout=60) as http,
     ):
         for first in range(0, 1500, 500):

@@ -16,6 +16,7 @@ import pytest
 from aq_server.app import build_app, open_stores
 from aq_server.commands.serving import running
 from aq_server.config import ServerConfig
+from services.deployment import deployed
 
 import aq_data
 from aq_data.errors import ConfigError, ForbiddenError
@@ -53,7 +54,7 @@ def listener(*statuses: int):
 def config(data, tmp_path, address: str) -> ServerConfig:
     secret = tmp_path / "secret"
     secret.write_text("whsec_" + base64.b64encode(SECRET).decode())
-    return ServerConfig(data=str(data), port=0, webhooks=(address,), webhook_secret_file=str(secret))
+    return deployed(data, webhooks=(address,), webhook_secret_file=str(secret))
 
 
 @pytest.fixture(autouse=True)

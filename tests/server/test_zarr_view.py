@@ -12,6 +12,7 @@ import pytest
 import xarray as xr
 import zarr
 from forms import DATAFILES, save
+from services.deployment import at, blobs
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 
@@ -173,7 +174,7 @@ def test_what_does_not_exist_is_404(shared, wire, read_only, key):
 
 def test_a_lost_chunk_is_never_absence(wire, stored, shared, shared_data):
     """A reader takes 404 for fill values: the loss of a recorded chunk is 500 corrupt, for one key and for a slice."""
-    (folder,) = (shared_data / "blobs" / stored["id"]).glob("*/arrays.zarr")
+    (folder,) = (blobs(shared_data) / stored["id"]).glob("*/arrays.zarr")
     (folder / "f" / "c" / "0" / "0").unlink()
     address = f"{DATAFILES}/{stored['id']}"
     for lost in (f"{address}/zarr/f/c/0/0", f"{address}/arrays/f?sel=0,0"):
@@ -189,7 +190,7 @@ def test_a_lost_chunk_is_never_absence(wire, stored, shared, shared_data):
 
 def test_a_lost_group_folder_is_never_absence(wire, stored, shared_data):
     """Every key that the record promises stays promised when the whole folder is gone."""
-    (folder,) = (shared_data / "blobs" / stored["id"]).glob("*/arrays.zarr")
+    (folder,) = (blobs(shared_data) / stored["id"]).glob("*/arrays.zarr")
     folder.rename(folder.with_name("elsewhere"))
     for key in ("f/c/0/0", "scalar/c", "odd%20name/c/0"):
         answer = wire.get(f"{DATAFILES}/{stored['id']}/zarr/{key}")
@@ -198,7 +199,7 @@ def test_a_lost_group_folder_is_never_absence(wire, stored, shared_data):
 
 def test_a_damaged_chunk_is_refused_as_values(wire, stored, shared_data):
     """A flipped byte is found by the checksum: no slice hands out wrong numbers, whole or streamed."""
-    (folder,) = (shared_data / "blobs" / stored["id"]).glob("*/arrays.zarr")
+    (folder,) = (blobs(shared_data) / stored["id"]).glob("*/arrays.zarr")
     chunk = folder / "f" / "c" / "0" / "0"
     content = bytearray(chunk.read_bytes())
     content[len(content) // 2] ^= 1
@@ -265,8 +266,8 @@ def test_chunks_may_be_kept_forever_and_descriptions_not(wire, read_only):
 def test_the_view_serves_the_bytes_that_rest_in_the_folder(wire, read_only, shared_data):
     """What is served is what is stored: same chunks, and descriptions that say the same."""
     address, document = read_only
-    (folder,) = (shared_data / "blobs" / document["id"]).glob("*/arrays.zarr")
-    assert document["path"] == str(folder)
+    (folder,) = (blobs(shared_data) / document["id"]).glob("*/arrays.zarr")
+    assert at(document["path"]) == folder
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert len(files) > 2 * len(KINDS)
     for path in files:

@@ -1,7 +1,8 @@
 """`make services`: bring the programs that stand in for real services into `.cache/services/`, once.
 
 MongoDB's engine comes from npm at the version and checksum of `mongo/package-lock.json`. It needs glibc 2.38; an older
-Debian gets the next one's C library unpacked beside it, from the mirror that its own package sources name.
+Debian gets the next one's C library unpacked beside it, from the mirror that its own package sources name. The servers
+that speak as Google Cloud Storage and as S3 do, and the proxy, are built by Go, which checks them against its public database of sums.
 """
 
 from __future__ import annotations
@@ -15,21 +16,30 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-__all__ = ["CACHE", "LIBC", "MONGO", "debian_mirror", "libc_is_old", "missing"]
+__all__ = ["CACHE", "GCS", "LIBC", "MONGO", "PROXY", "S3", "debian_mirror", "libc_is_old", "missing"]
 
 CACHE = Path(__file__).parents[2] / ".cache" / "services"
 MONGO = CACHE / "mongo-0.1.1"
 LIBC = CACHE / "libc-trixie"
 """Debian 13's C library, for an engine that the system's own is too old for."""
+GCS = CACHE / "fake-gcs-server-1.56.1"
+S3 = CACHE / "versitygw-1.8.0"
+PROXY = CACHE / "caddy-2.10.2"
 
 HERE = Path(__file__).parent
 NEEDED_GLIBC = (2, 38)
 LIBC_PACKAGES = ("libc6", "libgcc-s1", "libstdc++6")
 SOURCES = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
 KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-DOCKER = "or, with Docker, `AQ_DATA_MONGO=docker make test-services`"
+BUILT = {
+    GCS.name: "github.com/fsouza/fake-gcs-server@v1.56.1",
+    S3.name: "github.com/versity/versitygw/cmd/versitygw@v1.8.0",
+    PROXY.name: "github.com/caddyserver/caddy/v2/cmd/caddy@v2.10.2",
+}
+DOCKER = "or, with Docker, `AQ_DATA_MONGO=docker AQ_DATA_GCS=docker AQ_DATA_S3=docker make test-services`"
 
 
 def libc_is_old() -> bool:
@@ -40,15 +50,16 @@ def libc_is_old() -> bool:
     return found is None or (int(found[1]), int(found[2])) < NEEDED_GLIBC
 
 
-def missing() -> list[str]:
-    """What `make services` would have to fetch before the engine can run here."""
-    needed = [MONGO, LIBC] if libc_is_old() else [MONGO]
-    return [path.name for path in needed if not path.exists()]
+def missing(*services: str) -> list[str]:
+    """What `make services` would have to fetch before these (mongo, gcs, s3, proxy; none named: all) can run here."""
+    needed = {"mongo": [MONGO, LIBC] if libc_is_old() else [MONGO], "gcs": [GCS], "s3": [S3], "proxy": [PROXY]}
+    return [path.name for service in services or needed for path in needed[service] if not path.exists()]
 
 
-def _run(*command: str, why: str) -> None:
+def _run(*command: str, why: str, **environment: str) -> None:
+    merged = {**os.environ, **environment}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800, env=merged)
     except FileNotFoundError:
         raise SystemExit(f"make services: {command[0]} is not installed, {why}; install it, {DOCKER}") from None
     if done.returncode:
@@ -110,11 +121,18 @@ def _fetch_libc() -> None:
             _run("dpkg", "-x", str(package), str(folder), why=why)
 
 
+def _build(name: str) -> None:
+    with _complete_or_absent(CACHE / name) as folder:
+        why = "it builds the servers that stand in for buckets, and the proxy, with Go (1.25 or later)"
+        _run("go", "install", "-trimpath", BUILT[name], why=why, GOBIN=str(folder), CGO_ENABLED="0", GOFLAGS="")
+
+
 def main() -> None:
     """Fetch what is missing, and say so."""
     if platform.machine() not in ("x86_64", "aarch64", "arm64"):
         raise SystemExit(f"make services: MongoDB's engine is not built for {platform.machine()}; {DOCKER[4:]}")
     fetchers = {MONGO.name: _fetch_mongo, LIBC.name: _fetch_libc}
+    fetchers |= {name: partial(_build, name) for name in BUILT}
     for name in missing():
         print(f"make services: fetching {name} into {CACHE}", flush=True)
         fetchers[name]()

@@ -22,7 +22,7 @@ FRONT = Path(__file__).parent / "mongo" / "front.js"
 
 def is_there() -> bool:
     """Whether `running` has something to run."""
-    return IN_DOCKER or not missing()
+    return IN_DOCKER or not missing("mongo")
 
 
 class Engine:
@@ -62,20 +62,34 @@ class Engine:
 
 
 class Room:
-    """One database for all tests of a run: emptying it costs a hundredth of making one with its indexes."""
+    """A database for one test after another: emptying it costs a hundredth of making one with its indexes."""
 
     def __init__(self, url: str) -> None:
-        self.name = f"test-{uuid.uuid4().hex[:12]}"
-        self._url = url
-
-    def __enter__(self) -> Room:
         import pymongo
 
-        self._client = pymongo.MongoClient(self._url)
-        return self
+        self.name = f"test-{uuid.uuid4().hex[:12]}"
+        self._client: pymongo.MongoClient[dict[str, object]] = pymongo.MongoClient(url)
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._client.close()
+
+    def count(self, collection: str) -> int:
+        """How many documents there are."""
+        return self._client[self.name][collection].count_documents({})
+
+    def remove(self, collection: str, pattern: str) -> None:
+        """Forget the documents whose ids match."""
+        self._client[self.name][collection].delete_many({"_id": {"$regex": pattern}})
+
+    def dump(self) -> Iterator[bytes]:
+        """Every document, as BSON."""
+        from bson.raw_bson import RawBSONDocument
+
+        database = self._client.get_database(
+            self.name, self._client.codec_options.with_options(document_class=RawBSONDocument)
+        )
+        for name in database.list_collection_names():
+            yield from (document.raw for document in database[name].find())
 
     def clear(self) -> None:
         """Forget every document."""
@@ -99,8 +113,8 @@ def running() -> Iterator[str]:
         with MongoDbContainer("mongo:8") as container:
             yield container.get_connection_url()
         return
-    if missing():
-        raise AssertionError(f"{', '.join(missing())} is not there: run `make services`")
+    if missing("mongo"):
+        raise AssertionError(f"{', '.join(missing('mongo'))} is not there: run `make services`")
     # Not pytest's folder: that keeps the last three runs, and a database is preallocated megabytes.
     with tempfile.TemporaryDirectory(prefix="aq-data-mongo-", ignore_cleanup_errors=True) as folder:
         engine = Engine(Path(folder))

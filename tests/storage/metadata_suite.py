@@ -22,6 +22,8 @@ from aq_data.models.datafile import DataFile, make_id
 from aq_data.models.matching import Facts, matches
 from aq_data.models.paths import SortKey, parse_path, parse_sort
 from aq_data.models.query import Compare, check_dimension, nodes_of, parse_filter
+from aq_data.models.snapshots import separated
+from aq_data.models.stores import AddedStore
 from aq_data.models.terms import comparable, sort_key
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.store import MetadataStore, Page, Token
@@ -906,6 +908,70 @@ class MetadataStoreTests:
 
         within(open_store, body)
 
+    def test_a_store_is_added_changed_and_taken_away_only_as_it_was_known(self, open_store):
+        """Each change names what it takes the place of, and changes nothing when that is not what is there."""
+        old, other = AddedStore("archive", "/data/archive"), AddedStore("bucket", "gs://lab")
+        new = AddedStore("archive", "/data/elsewhere", closing="1")
+
+        async def body(store):
+            assert await store.added_stores() == []
+            assert await store.change_store(None, other)
+            assert await store.change_store(None, old)
+            assert not await store.change_store(None, old), "it is there already"
+            assert not await store.change_store(new, old)
+            assert not await store.change_store(new, None)
+            assert await store.added_stores() == [old, other]
+            assert await store.change_store(old, new)
+            assert not await store.change_store(old, None)
+            assert await store.added_stores() == [new, other]
+            assert await store.change_store(new, None)
+            assert not await store.change_store(new, None)
+            assert await store.added_stores() == [other]
+
+        within(open_store, body)
+
+    def test_of_those_who_change_a_store_at_once_one_succeeds(self, open_store):
+        old = AddedStore("archive", "/data/archive")
+        wanted = [msgspec.structs.replace(old, closing=str(i)) for i in range(8)]
+
+        async def body(store):
+            added = await asyncio.gather(*(store.change_store(None, each) for each in wanted))
+            assert added.count(True) == 1
+            before = wanted[added.index(True)]
+            changed = await asyncio.gather(*(store.change_store(before, each) for each in (old, None, old, None)))
+            assert changed.count(True) == 1
+            assert await store.added_stores() == ([] if changed.index(True) % 2 else [old])
+
+        within(open_store, body)
+
+    def test_snapshots_are_those_of_the_records_in_a_store(self, open_store):
+        """Each store has its own copies of the snapshots that its records refer to."""
+        settings = [{"vna": {"settings": {f"s{i}": [f"{k}"] * 10 for i in range(1000)}}} for k in range(3)]
+        hashes = [separated(record(instruments=each).document)[1].hash for each in settings]
+
+        async def body(store):
+            await insert_all(store, [record(instruments=settings[0]), record(instruments=settings[1], store="archive")])
+            await insert_all(store, [record(instruments=settings[i], store=s) for i, s in ((0, "archive"), (2, "other"))])
+            assert await store.snapshots("default") == {hashes[0]}
+            assert await store.snapshots("archive") == {hashes[0], hashes[1]}
+            assert await store.snapshots("other") == {hashes[2]}
+            assert await store.snapshots("nowhere") == set()
+            for name in ("default", "archive", "other", "nowhere"):
+                needed = {hash for hash in hashes if await store.needs_snapshot(name, hash)}
+                assert needed == await store.snapshots(name)
+
+        within(open_store, body)
+
+    def test_the_store_of_a_datafile_is_found_counted_and_sorted_by(self, open_store):
+        async def body(store):
+            await insert_all(store, [record(name=f"n{i}", store=f"s{i % 3}") for i in range(9)])
+            assert await store.count(parse_filter({"store": "s1"})) == 3
+            assert dict(await store.distinct("store", EVERYTHING, 10)) == {"s0": 3, "s1": 3, "s2": 3}
+            page = await store.search(EVERYTHING, parse_sort("-store"), 3, None)
+            assert {msgspec.json.decode(document)["store"] for document in page.documents} == {"s2"}
+
+        within(open_store, body)
+
     def test_a_healthy_store_says_so(self, open_store):
         within(open_store, lambda store: _is(store.check(), None))
 
@@ -930,12 +996,14 @@ class DurableMetadataStoreTests(MetadataStoreTests):
     def test_what_was_acknowledged_is_there_after_reopening(self, open_store):
         records = [record(name=f"n{i}", metadata={"a": i}) for i in range(40)]
         token = Token("t1", "lab", "hash-1", ("read",), NOW)
+        added = AddedStore("archive", "/data/archive")
 
         async def save(store):
             await asyncio.gather(*(store.insert(each) for each in records))
             await store.replace(changed(records[0], name="changed"), 1)
             await store.bar("id", "key")
             await store.add_token(token)
+            await store.change_store(None, added)
 
         async def look(store):
             assert await store.get(records[0].document.id) == changed(records[0], name="changed")
@@ -944,6 +1012,7 @@ class DurableMetadataStoreTests(MetadataStoreTests):
             assert await store.count(EVERYTHING) == len(records)
             assert await store.count(parse_filter({"a": {"$gte": 20}})) == 20
             assert await store.find_token("hash-1") == token
+            assert await store.added_stores() == [added]
             with pytest.raises(UnavailableError):
                 await store.insert(Record(msgspec.structs.replace(record().document, id="id"), "key", "d"))
 

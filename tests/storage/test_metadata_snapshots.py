@@ -171,21 +171,21 @@ def test_a_snapshot_is_stored_and_indexed_once_and_gone_with_its_last_record(ope
     async def save(store):
         await insert_all(store, records)
         assert await store.count(parse_filter({"instruments.vna.model": "ZNB20", "$text": "n3 znb20"})) == 1
-        assert await store.snapshots() == {hashlib.sha256(msgspec.json.encode(shared)).hexdigest()}
+        assert await store.snapshots("default") == {hashlib.sha256(msgspec.json.encode(shared)).hexdigest()}
 
     async def change(store):
         for one in records:
             assert await store.replace(changed(one, instruments=other), 1)
             assert await store.get(one.document.id) == changed(one, instruments=other)
         assert await store.count(parse_filter({"instruments.vna.settings.power.value": -30})) == 5
-        assert await store.snapshots() == {hashlib.sha256(msgspec.json.encode(other)).hexdigest()}
+        assert await store.snapshots("default") == {hashlib.sha256(msgspec.json.encode(other)).hexdigest()}
 
     async def empty(store):
         for one in records:
             assert await store.replace(changed(changed(one, instruments={}), instruments={}), 2)
         assert await store.count(parse_filter({"instruments.vna.model": {"$exists": True}})) == 0
         assert await store.count(parse_filter({"$text": "znb20"})) == 0
-        assert await store.snapshots() == set()
+        assert await store.snapshots("default") == set()
 
     within(open_store, save)
     assert rows(path, "SELECT count(*) FROM snapshots") == [(1,)]

@@ -31,16 +31,22 @@ from aq_data.errors import AqDataError, ConfigError, StorageError, UnavailableEr
 from aq_data.models.paths import parse_sort
 from aq_data.models.query import parse_filter
 from aq_data.models.terms import KIND_ORDER
-from aq_data.storage.metadata import _connection, _index, _order, _plan
+from aq_data.storage.metadata import _connection, _counts, _generations, _order, _plan
 from aq_data.storage.metadata._connection import translate
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.sqlite import SqliteStore
 
 
 def plan_of(name, monkeypatch):
-    """Makes the store sort what matches, walk the index in order, or begin to walk and give up, one after the other."""
+    """Makes the store sort what matches, walk the index in order, or begin to walk and give up, one after the other.
+
+    When it walks, terms are in both generations.
+    """
     if name == "sort":
         return lambda: None
+    monkeypatch.setattr(_counts, "FACETS", 4)
+    monkeypatch.setattr(_counts, "VARIED", 1)
+    monkeypatch.setattr(_generations, "RECENT", 40)
     monkeypatch.setattr(_order, "SORTED", 0)
     monkeypatch.setattr(_order, "FAR", _order.ENDLESS)
     budgets = itertools.cycle([_order.BUDGET] if name == "walk" else [_order.BUDGET, 1, 3])
@@ -153,14 +159,17 @@ def check_index(connection: sqlite3.Connection, records: list) -> None:
     is_deleted = [one.document.state == "deleted" for one in records]
     seqs = [rows("SELECT seq FROM datafiles WHERE id=?", one.document.id)[0][0] for one in records]
     numbers = {(path, kind): p for p, path, kind in rows("SELECT p, path, kind FROM paths")}
-    terms = {
-        (-numbers[t.path, t.kind] if dead else numbers[t.path, t.kind], t.value, seq)
+    found_terms = [
+        (numbers[t.path, t.kind], t.kind, t.value, seq, dead)
         for found, dead, seq in zip(facts, is_deleted, seqs, strict=True)
         for t in found.terms
+    ]
+    terms = {(-p if dead else p, 0 if kind == "object" else value, d) for p, kind, value, d, dead in found_terms}
+    assert sorted(rows("SELECT p, v, d FROM terms")) == sorted(terms)
+    assert rows("SELECT count(*) FROM recent_terms") == rows("SELECT value FROM progress WHERE name='recent'")
+    assert set(rows("SELECT d, p, v FROM facts")) == {
+        (d, p, 0 if kind == "whole" else value) for p, kind, value, d, _ in found_terms
     }
-    assert set(rows("SELECT p, v, d FROM terms")) == terms
-    digests = {p for (_, kind), p in numbers.items() if kind == "whole"}
-    assert set(rows("SELECT d, p, v FROM facts")) == {(d, abs(p), 0 if abs(p) in digests else v) for p, v, d in terms}
     assert dict(rows("SELECT p, n FROM paths WHERE n")) == Counter(p for p, _, _ in terms if p > 0)
     counted = {p for (_, kind), p in numbers.items() if kind in ("number", "text", "bool", "date")}
     many = {p for (p,) in rows("SELECT p FROM paths WHERE many")}
@@ -185,15 +194,18 @@ def check_index(connection: sqlite3.Connection, records: list) -> None:
             ]
 
 
-@pytest.mark.parametrize("facets", [1, 3, 1000])
+@pytest.mark.parametrize(("facets", "recent"), [(1, 0), (1, 11), (3, 11), (1000, 1000)])
 @settings(max_examples=40)
 @given(
     listed=st.lists(documents, min_size=1, max_size=6),
     later=st.lists(st.tuples(st.integers(0, 5), documents, st.booleans()), max_size=8),
 )
-def test_the_index_is_that_of_the_documents_as_they_are(monkeypatch, facets, listed, later):
-    """After any saves, changes, deletes and revivals, in and before the index, and with paths of too many values to count."""
-    monkeypatch.setattr(_index, "FACETS", facets)
+def test_the_index_is_that_of_the_documents_as_they_are(monkeypatch, facets, recent, listed, later):
+    """After any saves, changes, deletes and revivals, in and before the index, with paths of too many values to count, and
+    with terms that move from one generation to the next."""
+    monkeypatch.setattr(_generations, "RECENT", recent)
+    monkeypatch.setattr(_counts, "FACETS", facets)
+    monkeypatch.setattr(_counts, "VARIED", facets // 2)
     records = [record(**fields) for fields in listed]
 
     async def body(store):
@@ -320,10 +332,10 @@ def test_a_full_disk_is_unavailable_and_loses_nothing_that_was_acknowledged(open
 
     kept = within(open_store, body)
     monkeypatch.undo()
-    within(open_store, lambda store: _counts(store, len(kept)))
+    within(open_store, lambda store: _holds(store, len(kept)))
 
 
-async def _counts(store, expected):
+async def _holds(store, expected):
     assert await store.count(EVERYTHING) == expected
     assert len(ids_of(await store.search(EVERYTHING, parse_sort("id"), 1000, None))) == expected
 
@@ -343,3 +355,40 @@ def test_a_failed_insert_in_a_shared_commit_harms_no_other(open_store):
             assert await store.count(parse_filter({f"only{i}": i})) == 1
 
     within(open_store, body)
+
+
+# --- generations -----------------------------------------------------------------------------------------------------
+
+
+def test_recent_terms_stay_few_and_every_path_gets_its_turn(tmp_path, monkeypatch):
+    """Each batch moves on about as much as it puts in, whichever process does; what moved is found as before."""
+    monkeypatch.setattr(_counts, "VARIED", 3)
+    monkeypatch.setattr(_generations, "RECENT", 200)
+    records = [record(name=f"n{i}", metadata={f"k{j}": i * 7 % 61 + j / 10 for j in range(8)}) for i in range(240)]
+
+    async def fill(store, records):
+        await insert_all(store, records)
+        assert await store.count(EVERYTHING)
+        return await store.read(
+            lambda connection: (
+                connection.execute("SELECT count(*) FROM recent_terms").fetchone()[0],
+                connection.execute("SELECT count(DISTINCT p) FROM settled_terms JOIN paths USING (p) WHERE path LIKE 'm%.k%'"
+                                   " AND d>80").fetchone()[0],
+            )
+        )  # fmt: skip
+
+    for begin in range(0, 240, 20):
+        recent, paths = within(
+            lambda _: SqliteStore(tmp_path / "one.sqlite"), lambda s, b=begin: fill(s, records[b : b + 20])
+        )
+        assert recent <= 200 + 20 * 14
+    assert paths == 8
+    query = {"k3": {"$gte": 20, "$lt": 40}}
+    within(
+        lambda _: SqliteStore(tmp_path / "one.sqlite"),
+        lambda store: _finds(store, query, parse_sort("k5"), expected_ids(records, query, parse_sort("k5"))),
+    )
+
+
+async def _finds(store, query, sort, expected):
+    assert await pages(store, query, sort, 7) == expected

@@ -37,6 +37,19 @@ CREATE TABLE blocks (sweep INTEGER NOT NULL, seq INTEGER NOT NULL, header BLOB N
     payload BLOB NOT NULL, ref TEXT NOT NULL, UNIQUE (sweep, seq));
 """
 
+VERSION_3 = """
+CREATE TABLE old_terms (p INTEGER, v NOT NULL, d INTEGER, PRIMARY KEY (p, v, d)) WITHOUT ROWID;
+INSERT INTO old_terms SELECT p, v, d FROM terms;
+DROP VIEW terms;
+DROP TABLE settled_terms;
+DROP TABLE recent_terms;
+ALTER TABLE old_terms RENAME TO terms;
+DELETE FROM progress WHERE name='recent';
+PRAGMA user_version=3;
+"""
+VERSION_4 = "PRAGMA user_version=4;"
+"""Make such a database of one of this version."""
+
 
 def make_database(path, version, records):
     """A database as a server of that version left it."""
@@ -98,6 +111,41 @@ def test_a_migrated_database_has_every_record_and_finds_it(old):
     assert migrate(path, dry_run=False).steps == ()
 
 
+@pytest.mark.parametrize(("version", "script"), [(3, VERSION_3), (4, VERSION_4)])
+def test_a_database_of_version_3_or_4_is_indexed_anew_and_goes_on(tmp_path, version, script):
+    """Its records stay, and what is saved later is found beside them."""
+    path = tmp_path / "metadata.sqlite"
+    records = some_records()
+
+    async def fill(store, records):
+        try:
+            for one in records:
+                await store.insert(one)
+            return await store.count(EVERYTHING)
+        finally:
+            await store.close()
+
+    asyncio.run(fill(SqliteStore(path), records[:600]))
+    connection = sqlite3.connect(path)
+    connection.executescript(script)
+    connection.close()
+    assert migrate(path, dry_run=True).steps == ("index every document anew",)
+    done = migrate(path, dry_run=False)
+    assert (done.version, done.target, done.records) == (version, SCHEMA_VERSION, 600)
+    assert asyncio.run(fill(SqliteStore(path), records[600:])) == 700
+
+    async def look():
+        store = SqliteStore(path)
+        try:
+            assert [one async for one in store.scan()] == records
+            page = await store.search(parse_filter({"n": {"$gte": 595, "$lt": 605}}), parse_sort("-n"), 10, None)
+            assert ids_of(page) == [one.document.id for one in reversed(records[595:605])]
+        finally:
+            await store.close()
+
+    asyncio.run(look())
+
+
 def test_large_instruments_that_are_the_same_are_stored_once(tmp_path):
     """Records of old versions share them after the migration, and are as they were."""
     path = tmp_path / "metadata.sqlite"
@@ -112,7 +160,7 @@ def test_large_instruments_that_are_the_same_are_stored_once(tmp_path):
         try:
             assert [one async for one in store.scan()] == records
             assert await store.count(parse_filter({"instruments.vna.number": 1})) == 4
-            assert len(await store.snapshots()) == 2
+            assert len(await store.snapshots("default")) == 2
         finally:
             await store.close()
 

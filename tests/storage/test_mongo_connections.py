@@ -17,7 +17,7 @@ from aq_data.errors import ConfigError, UnavailableError
 from aq_data.storage.metadata._mongo_border import open_client
 from aq_data.storage.metadata.mongo import MongoStore
 
-SOON = 12.0
+SOON = 18.0
 """Seconds within which whoever asks a database that does not answer is told: twice of what it takes."""
 
 
@@ -44,7 +44,7 @@ def test_what_is_acknowledged_is_on_most_members_and_nobody_waits_for_ever():
     assert client.write_concern.document == {"w": "majority", "j": True, "wtimeout": 10_000}
     assert client.read_concern.document == {"level": "majority"}
     pool = client.options.pool_options
-    assert (client.options.server_selection_timeout, pool.connect_timeout, pool.socket_timeout) == (3.0, 2.0, 20.0)
+    assert (client.options.server_selection_timeout, pool.connect_timeout, pool.socket_timeout) == (3.0, 4.0, 20.0)
     assert (pool.wait_queue_timeout, client.options.retry_writes) == (3.0, True)
     other = open_client("mongodb://db.example/?w=1&serverSelectionTimeoutMS=50")
     assert other.write_concern.document == {"w": 1, "j": True, "wtimeout": 10_000}

@@ -23,6 +23,7 @@ def test_a_service_that_is_not_there_names_the_command_that_brings_it(monkeypatc
     monkeypatch.setattr(fetch, "MONGO", tmp_path / "mongo-0")
     monkeypatch.setattr(mongo_service, "IN_DOCKER", False)
     assert "mongo-0" in fetch.missing()
+    assert "mongo-0" not in fetch.missing("gcs", "s3")
     assert not mongo_service.is_there()
     with pytest.raises(AssertionError, match=r"mongo-0.*make services"), mongo_service.running():
         pass

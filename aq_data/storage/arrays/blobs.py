@@ -79,8 +79,8 @@ class BlobStore(ABC):
     async def copy_many(self, pairs: Sequence[tuple[str, str]]) -> None:
         """Let the bytes of each (source, target) stand under the target too, without moving them through this process.
 
-        What stands under a target already stays. Durable as `put_many` is. NotFoundError when a source is absent and its
-        target is, too.
+        What stands under a target already stays, or is replaced whole where a bucket cannot promise that: only equal bytes
+        may be copied to one target. Durable as `put_many` is. NotFoundError when a source is absent and its target is, too.
         """
 
     @abstractmethod
@@ -102,10 +102,6 @@ class BlobStore(ABC):
     @abstractmethod
     async def remove_many(self, keys: Sequence[str]) -> None:
         """Delete single blobs; those that are not there are passed over."""
-
-    @abstractmethod
-    def location(self, key: str) -> str:
-        """The address under which other programs find the key; "" when there is none."""
 
     @abstractmethod
     async def check(self) -> None:

@@ -27,10 +27,13 @@ class Workers:
         self._quick = ThreadPoolExecutor(2 * self.width, thread_name_prefix="blob-quick")
         self._bulk = ThreadPoolExecutor(self.width, thread_name_prefix="blob-bulk", initializer=_step_back)
 
-    async def run(self, call: Callable[[], T]) -> T:
-        """`call()` in a thread; at the end of the interpreter, when no thread takes work any more, in this one."""
+    async def run(self, call: Callable[[], T], *, is_bulk: bool = False) -> T:
+        """`call()` in a thread; at the end of the interpreter, when no thread takes work any more, in this one.
+
+        `is_bulk` says that it is a piece of a large request.
+        """
         try:
-            future = self._quick.submit(call)
+            future = (self._bulk if is_bulk else self._quick).submit(call)
         except RuntimeError:
             return call()
         try:

@@ -7,8 +7,7 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +18,8 @@ __all__ = ["Writer", "border", "open_connection", "translate"]
 
 T = TypeVar("T")
 Operation = Callable[[sqlite3.Connection], Any]
+_Waiting = tuple[Operation, "asyncio.Future[Any]"]
+_Outcome = tuple[Any, Exception | None]
 
 GROUP = 64
 """Writes that may share one commit, and so one flush to disk."""
@@ -74,16 +75,16 @@ class Writer:
         """`lock` is held while the connection is used; `rolled_back` is told when something was undone."""
         self._connection, self._lock = connection, lock
         self._background, self._rolled_back = background, rolled_back
-        self._queue: queue.SimpleQueue[tuple[Operation, Future[Any]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="sqlite-write", daemon=True)
         self._thread.start()
 
     async def write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         """The operation's result, once it is committed and on disk."""
-        future: Future[T] = Future()
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        # A caller that goes away does not undo what stands in a shared transaction.
         self._queue.put((operation, future))
-        # Shielded: a caller that goes away does not undo what stands in a shared transaction.
-        return await asyncio.shield(asyncio.wrap_future(future))
+        return await future
 
     def close(self) -> None:
         """Finish what waits."""
@@ -101,9 +102,10 @@ class Writer:
             if item is None:
                 return
             behind = True
-            self._commit(self._batch(item))
+            batch = self._batch(item)
+            _tell([future for _, future in batch], self._commit([operation for operation, _ in batch]))
 
-    def _batch(self, first: tuple[Operation, Future[Any]]) -> list[tuple[Operation, Future[Any]]]:
+    def _batch(self, first: _Waiting) -> list[_Waiting]:
         batch = [first]
         while len(batch) < GROUP and not self._queue.empty():
             following = self._queue.get()
@@ -114,32 +116,31 @@ class Writer:
         return batch
 
     def _run_background(self) -> bool:
-        done: Future[bool] = Future()
-        self._commit([(self._background, done)])
+        ((is_behind, error),) = self._commit([self._background])
         # A failure loses nothing: whoever needs the work done asks for it and is told.
-        return done.exception() is None and done.result()
+        return error is None and bool(is_behind)
 
-    def _commit(self, batch: list[tuple[Operation, Future[Any]]]) -> None:
-        outcomes: list[tuple[Future[Any], Any, BaseException | None]] = []
+    def _commit(self, operations: list[Operation]) -> list[_Outcome]:
         connection = self._connection
         with self._lock:
             try:
                 with border():
                     connection.execute("BEGIN IMMEDIATE")
-                    outcomes = [(future, *self._attempt(operation)) for operation, future in batch]
+                    attempt = self._attempt if len(operations) > 1 else self._run_alone
+                    outcomes = [attempt(operation) for operation in operations]
                     connection.execute("COMMIT")
             except Exception as exc:  # noqa: BLE001  (handed to every caller of the batch)
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 self._rolled_back()
-                outcomes = [(future, None, exc) for _, future in batch]
-        for future, result, error in outcomes:
-            if error is None:
-                future.set_result(result)
-            else:
-                future.set_exception(error)
+                return [(None, exc)] * len(operations)
+        return outcomes
 
-    def _attempt(self, operation: Operation) -> tuple[Any, BaseException | None]:
+    def _run_alone(self, operation: Operation) -> _Outcome:
+        """Without a savepoint, for which SQLite copies each page that is changed: what fails takes nobody with it."""
+        return operation(self._connection), None
+
+    def _attempt(self, operation: Operation) -> _Outcome:
         self._connection.execute("SAVEPOINT one")
         try:
             with border():
@@ -152,3 +153,23 @@ class Writer:
             self._rolled_back()
         self._connection.execute("RELEASE one")
         return result, error
+
+
+def _tell(futures: list[asyncio.Future[Any]], outcomes: list[_Outcome]) -> None:
+    """Wake each event loop once, however many of its callers have an answer."""
+    waiting: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], _Outcome]]] = {}
+    for future, outcome in zip(futures, outcomes, strict=True):
+        waiting.setdefault(future.get_loop(), []).append((future, outcome))
+    for loop, answers in waiting.items():
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(_answer, answers)
+
+
+def _answer(answers: list[tuple[asyncio.Future[Any], _Outcome]]) -> None:
+    for future, (result, error) in answers:
+        if future.done():  # the caller went away
+            continue
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)

@@ -30,12 +30,13 @@ DEFAULTS: dict[str, Any] = {
     "journal": True,
     "readConcernLevel": "majority",
     "wtimeoutMS": 10_000,
-    # A member that is gone is known to be within seconds; who asks is told soon, and comes again.
-    "serverSelectionTimeoutMS": 3_000,
-    "connectTimeoutMS": 2_000,
+    # A database that is down or says nothing is found out by the driver's own probes: the first question then fails within
+    # ten seconds, every later one within three. What may take long, a question, says itself that it took ten.
     "heartbeatFrequencyMS": 2_000,
+    "connectTimeoutMS": 4_000,
+    "serverSelectionTimeoutMS": 3_000,
     "waitQueueTimeoutMS": 3_000,
-    "socketTimeoutMS": 20_000,  # questions have ten seconds, and say so themselves
+    "socketTimeoutMS": 20_000,
     "appname": "aq-data",
 }
 """What an address may say otherwise."""

@@ -110,7 +110,11 @@ LONG_PID = 500
 
 @lru_cache(100_000)
 def field_of(path: str, kind: Kind) -> str:
-    """The name under `t` of the values of one kind at one path: 64 bits, so that two never meet in practice."""
+    """The name under `t` of the values of one kind at one path: 64 bits, so that two never meet in practice.
+
+    Digests of objects are kept with the other digests.
+    """
+    kind = "whole" if kind == "object" else kind
     digest = hashlib.blake2b(f"{kind}:{path}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return base64.urlsafe_b64encode(digest).decode("ascii").rstrip("=")
 

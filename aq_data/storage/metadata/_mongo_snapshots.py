@@ -239,15 +239,28 @@ class Snapshots:
 
     # --- removing ----------------------------------------------------------------------------------------------------
 
-    async def used(self) -> set[str]:
-        """The hashes of all that records have; of those too that an older version left whole in their document."""
+    async def used(self, store: str) -> set[str]:
+        """The hashes of all that records of DataFiles in a store have."""
+        datafiles, where = await self._database.collection("datafiles"), _in_store(store)
+        found = await datafiles.aggregate([{"$match": where}, {"$group": {"_id": "$snapshot"}}])
+        hashes = {row["_id"] async for row in found} - {None}
+        return hashes | {hash async for hash in self._whole(where)}
+
+    async def is_used(self, store: str, hash: str) -> bool:
+        """Whether one is among them."""
+        datafiles, where = await self._database.collection("datafiles"), _in_store(store)
+        if await datafiles.find_one({"holds": hash, "snapshot": hash, **where}, {"_id": 1}) is not None:
+            return True
+        return hash in {each async for each in self._whole(where)}
+
+    async def _whole(self, where: Row) -> AsyncIterator[str]:
+        """The hashes of those that an older version left in their document."""
         datafiles = await self._database.collection("datafiles")
-        found = {row["_id"] async for row in await datafiles.aggregate([{"$group": {"_id": "$snapshot"}}])} - {None}
         large = {"snapshot": {"$exists": False}, "$expr": {"$gte": [{"$binarySize": "$document"}, SNAPSHOT_BYTES]}}
-        async for row in datafiles.find({"document": {"$exists": True}, **large}, {"document": 1}):
+        async for row in datafiles.find({"document": {"$exists": True}, **large, **where}, {"document": 1}):
             snapshot = separated(msgspec.json.decode(row["document"], type=DataFile))[1]
-            found |= set() if snapshot is None else {snapshot.hash}
-        return found
+            if snapshot is not None:
+                yield snapshot.hash
 
     async def unclaimed(self, older_than: float) -> AsyncIterator[tuple[str, int, float]]:
         """Hash, size and age in seconds of each, at least so old, that no record has at this moment."""
@@ -292,6 +305,12 @@ class Snapshots:
             hash, mark, _ = row["_id"].split("/")
             if await snapshots.find_one({"_id": hash, "$or": [{"ready": mark}, {"fillers": mark}]}, {"_id": 1}) is None:
                 await terms.delete_one({"_id": row["_id"]})
+
+
+def _in_store(store: str) -> Row:
+    """Records of DataFiles in a store; and those that do not say, for which nothing must be removed."""
+    name = field_of("store", "text")
+    return {f"t.{name}": {"$in": [store, None]}, f"g.{name}": {"$in": [store, None]}}
 
 
 def _range(hash: str, mark: str) -> Row:

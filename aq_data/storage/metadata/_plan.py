@@ -156,6 +156,8 @@ class Question:
         """How many documents the index gives, where that is counted already."""
         if isinstance(node, Exists) and not any(path.shared for path in self._catalog.paths(node.path)):
             return sum(path.n for path in self._catalog.paths(node.path))
+        if isinstance(node, Compare) and node.kind == "object":
+            return ENDLESS  # all that have an object there are looked at
         is_equal = isinstance(node, Compare) and node.op == "eq" and not self._include_deleted
         return self._known_count(node) if is_equal else None
 

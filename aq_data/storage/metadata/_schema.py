@@ -1,9 +1,11 @@
 """The tables of the SQLite store, and the statements on sweeps.
 
 `terms(p, v, d)` holds every term of every document, ordered by path and value; `p` is the number of a (path, kind) pair, so
-that a comparison never meets a value of another kind; `d` is the document's position in order of saving. Of a deleted
+that a comparison never meets a value of another kind; `d` is the document's position in order of saving. It is a view of
+two tables (`_generations`). Of a deleted
 document the terms stand under -p: counting and walking a positive p meets only documents that are alive. `facts(d, p, v)` is
-the same the other way round: what a given document has, with 0 in place of digests.
+the same the other way round: what a given document has. The digests of objects, which nobody asks an order of and which are
+another one in each document, stand there only, with 0 in place of them among the terms; all other digests the other way.
 
 Large instruments are a row of `snapshots` to which any number of documents refer (models.snapshots). Terms, facts and words
 of a snapshot stand there once, under d = -snapshot. A document that has one has none of these itself, but a term of the path
@@ -26,14 +28,16 @@ __all__ = [
     "SCHEMA",
     "SCHEMA_VERSION",
     "SNAPSHOT",
+    "STORES",
     "SWEEP",
     "UNFINISHED",
     "UNFOLDED_BYTES",
     "UPDATE_SWEEP",
 ]
 
-SCHEMA_VERSION = 3
-"""1: records and terms. 2: sweeps. 3: facts, words and facets beside the terms, pids, changes, snapshots."""
+SCHEMA_VERSION = 5
+"""1: records and terms. 2: sweeps. 3: facts, words and facets beside the terms, pids, changes, snapshots. 4: terms in two
+generations. 5: no digests of objects among them."""
 
 SNAPSHOT = ("", "snapshot")
 """Path and kind of the term that says which snapshot a document has; no filter leads there."""
@@ -55,7 +59,7 @@ RECORDS = (
     # `format`: the newest form of documents; `newest`: the last `created_at`; `disorder`: by how much at most, in
     # microseconds, a document's `created_at` is before that of one saved earlier.
     "CREATE TABLE IF NOT EXISTS progress (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",
-    "INSERT OR IGNORE INTO progress VALUES ('indexed', 0), ('alive', 0), ('newest', 0), ('disorder', 0)",
+    "INSERT OR IGNORE INTO progress VALUES ('indexed', 0), ('alive', 0), ('newest', 0), ('disorder', 0), ('recent', 0)",
     f"INSERT OR IGNORE INTO progress VALUES ('format', {FORMAT})",
     "CREATE TABLE IF NOT EXISTS snapshots (snapshot INTEGER PRIMARY KEY, hash TEXT NOT NULL UNIQUE, content BLOB NOT NULL)",
     """CREATE TABLE IF NOT EXISTS datafiles (
@@ -81,6 +85,7 @@ RECORDS = (
     "CREATE TABLE IF NOT EXISTS tokens (id TEXT PRIMARY KEY, hash TEXT NOT NULL UNIQUE, token BLOB NOT NULL)",
 )
 
+_TERMS = "(p INTEGER, v NOT NULL, d INTEGER, PRIMARY KEY (p, v, d)) WITHOUT ROWID"
 _WORDS = "(text, content='', detail=none, columnsize=0, tokenize='ascii')"
 INDEX = (
     # `multi`: some document has several values at the path, so that sorting has to choose among them.
@@ -95,7 +100,10 @@ INDEX = (
         shared INTEGER NOT NULL DEFAULT 0,
         n INTEGER NOT NULL DEFAULT 0,
         UNIQUE (path, kind))""",
-    "CREATE TABLE IF NOT EXISTS terms (p INTEGER, v NOT NULL, d INTEGER, PRIMARY KEY (p, v, d)) WITHOUT ROWID",
+    f"CREATE TABLE IF NOT EXISTS settled_terms {_TERMS}",
+    f"CREATE TABLE IF NOT EXISTS recent_terms {_TERMS}",
+    # SQLite asks both tables through their keys, and walks both at once in their order.
+    "CREATE VIEW IF NOT EXISTS terms AS SELECT p, v, d FROM settled_terms UNION ALL SELECT p, v, d FROM recent_terms",
     "CREATE TABLE IF NOT EXISTS facts (d INTEGER, p INTEGER, v NOT NULL, PRIMARY KEY (d, p, v)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS facets (p INTEGER, v NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (p, v)) WITHOUT ROWID",
     # Words come folded and separated by blanks (models.words); beyond ASCII everything is a letter to this tokenizer.
@@ -124,6 +132,9 @@ SWEEPS = (
         ref TEXT NOT NULL,
         UNIQUE (sweep, seq))""",
 )
+
+STORES = "CREATE TABLE IF NOT EXISTS stores (name TEXT PRIMARY KEY, store BLOB NOT NULL) WITHOUT ROWID"
+"""Came after version 3 and stands alone, so that it is made wherever it is absent."""
 
 SCHEMA = (*RECORDS, *INDEX, *SWEEPS, f"PRAGMA user_version={SCHEMA_VERSION}")
 

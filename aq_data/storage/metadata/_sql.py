@@ -130,11 +130,14 @@ class Compiler:
         path = self._catalog.path(bounds[0].path, bounds[0].kind)
         if path is None:
             return NOTHING
-        # What is equal lies together in `terms`; the facts of so many documents lie on as many pages.
         is_equal = all(bound.op == "eq" for bound in bounds)
-        table = f"terms WHERE p {self._p(path.p)}" if is_equal else f"facts WHERE p={path.p}"
+        table = self._equal_at(path) if is_equal else f"facts WHERE p={path.p}"
         tested, home = bounded(bounds, "v"), self.home(d, [path])
         return Statement(f"EXISTS (SELECT 1 FROM {table} AND d={home} AND {tested.sql})", tested.parameters)
+
+    def _equal_at(self, path: Path) -> str:
+        """Where what a document has equal is looked for: together in `terms`; the facts of many lie on as many pages."""
+        return f"facts WHERE p={path.p}" if path.kind == "object" else f"terms WHERE p {self._p(path.p)}"
 
     def _test_words(self, node: Words, d: str) -> Statement:
         """One word may stand in a document and the next in its snapshot."""
@@ -171,11 +174,15 @@ class Compiler:
         return [Group(path, listed) for path, listed in found if path is not None], rest
 
     def _test_group(self, group: Group, d: str) -> Statement:
-        table, home = f"terms WHERE p {self._p(group.path.p)}", self.home(d, [group.path])
+        table, home = self._equal_at(group.path), self.home(d, [group.path])
         return Statement(f"EXISTS (SELECT 1 FROM {table} AND d={home} AND v IN ({group.marks}))", group.values)
 
     def documents_of_group(self, group: Group) -> Statement:
         """`SELECT d` of what equals one of several values; perhaps with repeats."""
+        if group.path.kind == "object":
+            tested = self._test_group(group, "c.d")
+            every = self._spread([group.path], EVERYTHING)
+            return Statement(f"SELECT c.d FROM ({every.sql}) c WHERE {tested.sql}", (*every.parameters, *tested.parameters))
         return self._spread([group.path], Statement(f"t.v IN ({group.marks})", group.values))
 
     def _found(self, node: Match, path: Path) -> Statement:
@@ -202,11 +209,7 @@ class Compiler:
     def documents(self, node: Node | Range) -> Statement | None:
         """`SELECT d` of everything that matches, by index, perhaps with repeats; None where no index leads there."""
         if isinstance(node, (Compare, Range)):
-            bounds = node.bounds if isinstance(node, Range) else (node,)
-            path = self._catalog.path(bounds[0].path, bounds[0].kind)
-            if path is None:
-                return _EMPTY
-            return self._spread([path], bounded(bounds, "t.v"))
+            return self._documents_of_values(node)
         if isinstance(node, Exists):
             paths = self._catalog.paths(node.path)
             return self._spread(paths, EVERYTHING) if paths else _EMPTY
@@ -231,6 +234,15 @@ class Compiler:
                 if part is not None:
                     return self.those(part, [*node.children[:i], *node.children[i + 1 :]])
         return None
+
+    def _documents_of_values(self, node: Compare | Range) -> Statement:
+        bounds = node.bounds if isinstance(node, Range) else (node,)
+        path = self._catalog.path(bounds[0].path, bounds[0].kind)
+        if path is None:
+            return _EMPTY
+        if path.kind == "object":
+            return self.documents_of_group(Group(path, (bounds[0].value,)))
+        return self._spread([path], bounded(bounds, "t.v"))
 
     def _documents_of_words(self, node: Words) -> Statement:
         together, apart = self._parted(node)
@@ -286,7 +298,7 @@ class Compiler:
             path = self._catalog.path(node.path, node.kind)
             if path is None:
                 return _EMPTY
-            if path.shared:
+            if path.shared or path.kind == "object":
                 return None
             sql = f"SELECT d FROM terms WHERE p={path.p} AND v=?{bound.sql} ORDER BY d {order}"
             return Statement(sql, (node.value, *bound.parameters))

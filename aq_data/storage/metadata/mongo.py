@@ -36,6 +36,7 @@ from aq_data.models.history import Change
 from aq_data.models.paths import SortKey
 from aq_data.models.query import Node
 from aq_data.models.snapshots import joined, separated
+from aq_data.models.stores import AddedStore
 from aq_data.models.terms import Kind
 from aq_data.storage.metadata._mongo_border import border, open_client
 from aq_data.storage.metadata._mongo_claims import Claims
@@ -45,6 +46,7 @@ from aq_data.storage.metadata._mongo_questions import Questions
 from aq_data.storage.metadata._mongo_records import LARGE_BYTES, Stored, claims_of, make_mark, stored
 from aq_data.storage.metadata._mongo_schema import prepare
 from aq_data.storage.metadata._mongo_snapshots import Snapshots
+from aq_data.storage.metadata._mongo_stores import change_store, is_stored, read_stores
 from aq_data.storage.metadata._mongo_sweeps import MongoSweeps
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.store import Leftover, MetadataStore, Page, Token
@@ -332,9 +334,13 @@ class MongoStore(MetadataStore):
                     if record is not None:
                         yield record
 
-    async def snapshots(self) -> set[str]:
+    async def snapshots(self, store: str) -> set[str]:
         with border():
-            return await self._snapshots.used()
+            return await self._snapshots.used(store)
+
+    async def needs_snapshot(self, store: str, hash: str) -> bool:
+        with border():
+            return await self._snapshots.is_used(store, hash)
 
     async def leftovers(self, older_than: float, delete: bool) -> AsyncIterator[Leftover]:
         with border():
@@ -371,6 +377,31 @@ class MongoStore(MetadataStore):
             change = {"$set": {"revoked_at": revoked_at}}
             await self.again(lambda: tokens.update_one({"_id": id, "revoked_at": None}, change))
             return await tokens.find_one({"_id": id}, {"_id": 1}) is not None
+
+    # --- stores ----------------------------------------------------------------------------------------------------
+
+    async def added_stores(self) -> list[AddedStore]:
+        stores = await self.collection("stores")
+        with border():
+            return await read_stores(stores)
+
+    async def change_store(self, before: AddedStore | None, after: AddedStore | None) -> bool:
+        stores, was_cut_off = await self.collection("stores"), False
+        with border():
+            for pause in pauses():
+                try:
+                    # The try that got no answer may have been the one that changed it.
+                    return await change_store(stores, before, after) or (
+                        was_cut_off and await is_stored(stores, before, after)
+                    )
+                except ServerSelectionTimeoutError:
+                    raise
+                except ConnectionFailure:
+                    if pause is None:
+                        raise
+                    was_cut_off = True
+                    await asyncio.sleep(pause)
+        raise AssertionError("the last pause is None")
 
     async def check(self) -> None:
         meta = await self.collection("meta")

@@ -28,14 +28,17 @@ from aq_data.models.history import Change
 from aq_data.models.paths import SortKey
 from aq_data.models.query import Node
 from aq_data.models.snapshots import joined
+from aq_data.models.stores import DEFAULT_STORE, AddedStore
 from aq_data.models.values import format_instant
 from aq_data.storage.metadata._changes import add_change, changes_before
 from aq_data.storage.metadata._connection import Writer, border, open_connection
+from aq_data.storage.metadata._entries import Stored
 from aq_data.storage.metadata._functions import handing, install
-from aq_data.storage.metadata._index import BACKLOG, Stored, TermIndex
+from aq_data.storage.metadata._index import BACKLOG, TermIndex
 from aq_data.storage.metadata._plan import Question
-from aq_data.storage.metadata._schema import SCHEMA, SCHEMA_VERSION
+from aq_data.storage.metadata._schema import SCHEMA, SCHEMA_VERSION, STORES
 from aq_data.storage.metadata._snapshots import put_apart
+from aq_data.storage.metadata._stores import change_store
 from aq_data.storage.metadata._sweeps import SqliteSweeps
 from aq_data.storage.metadata.cursors import Cursor
 from aq_data.storage.metadata.record import Record
@@ -49,10 +52,15 @@ T = TypeVar("T")
 _FROM = "FROM datafiles LEFT JOIN snapshots USING (snapshot)"
 _RECORDS = f"SELECT document, content, attempt, digest {_FROM}"
 _RECORDS_AFTER = f"SELECT document, content, attempt, digest, seq {_FROM}"
-_HASHES = "SELECT hash FROM snapshots WHERE snapshot IN (SELECT snapshot FROM datafiles)"
+_HASHES = (
+    "SELECT DISTINCT hash FROM datafiles JOIN snapshots USING (snapshot) "
+    f"WHERE coalesce(json_extract(CAST(document AS TEXT), '$.store'), '{DEFAULT_STORE}')=?"
+)
 
 CACHED_BYTES = 32 << 20
 """Encoded size of the records kept in memory; one over a hundredth of it is read anew each time."""
+WRITTEN_KIB = 128_000
+"""Memory for the pages that a large batch of the index changes; with less SQLite writes them several times."""
 SCANNED = 200
 SCANNED_BYTES = 32 << 20
 QUERY_SECONDS = 10.0
@@ -78,6 +86,7 @@ class SqliteStore(MetadataStore):
         self._readers = ThreadPoolExecutor(4, thread_name_prefix="sqlite-read")
         with border():
             self._written = self._connect()
+            self._written.execute(f"PRAGMA cache_size=-{WRITTEN_KIB}")
             self._prepare(self._written)
         self._sweeps = SqliteSweeps(self)
         self._writer = Writer(self._written, self._memory_lock, self._index_next, self._index.forget)
@@ -105,6 +114,7 @@ class SqliteStore(MetadataStore):
         if version < SCHEMA_VERSION:
             for statement in SCHEMA:
                 connection.execute(statement)
+        connection.execute(STORES)
         newest = connection.execute("SELECT value FROM progress WHERE name='format'").fetchone()[0]
         connection.execute("COMMIT")
         if newest > FORMAT:
@@ -124,7 +134,10 @@ class SqliteStore(MetadataStore):
     # --- writing ---------------------------------------------------------------------------------------------------
 
     def _index_next(self, connection: sqlite3.Connection) -> bool:
-        return self._index.through(connection) != self._index.advance(connection)
+        if self._index.through(connection) != self._index.advance(connection):
+            return True
+        connection.execute("PRAGMA shrink_memory")  # of what large batches took
+        return False
 
     async def _catch_up(self) -> None:
         """Return when every record acknowledged by now is in the index."""
@@ -290,8 +303,13 @@ class SqliteStore(MetadataStore):
                 return
             last = rows[-1][-1]
 
-    async def snapshots(self) -> set[str]:
-        return {row[0] for row in await self.read(lambda connection: connection.execute(_HASHES).fetchall())}
+    async def snapshots(self, store: str) -> set[str]:
+        return {row[0] for row in await self.read(lambda connection: connection.execute(_HASHES, (store,)).fetchall())}
+
+    async def needs_snapshot(self, store: str, hash: str) -> bool:
+        question = f"{_HASHES} AND hash=? LIMIT 1"  # of a common snapshot many documents, of any other few are looked at
+        rows = await self.read(lambda connection: connection.execute(question, (store, hash)).fetchall())
+        return bool(rows)
 
     # --- tokens ----------------------------------------------------------------------------------------------------
 
@@ -320,6 +338,16 @@ class SqliteStore(MetadataStore):
             return True
 
         return await self._writer.write(operation)
+
+    # --- stores ----------------------------------------------------------------------------------------------------
+
+    async def added_stores(self) -> list[AddedStore]:
+        with self._reader() as connection:
+            rows = connection.execute("SELECT store FROM stores ORDER BY name").fetchall()
+        return [msgspec.json.decode(row[0], type=AddedStore) for row in rows]
+
+    async def change_store(self, before: AddedStore | None, after: AddedStore | None) -> bool:
+        return await self.write(lambda connection: change_store(connection, before, after))
 
     async def check(self) -> None:
         # Taking the write lock and letting go shows that the disk, the file and the lock all work.

@@ -1,4 +1,4 @@
-"""The contract of a metadata store: records, their terms, tokens."""
+"""The contract of a metadata store: records, their terms, tokens, stores that were added."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from aq_data.models.history import Change
 from aq_data.models.paths import SortKey
 from aq_data.models.query import Node
 from aq_data.models.snapshots import separated
+from aq_data.models.stores import AddedStore
 from aq_data.models.structs import resolve
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.sweeplog import SweepLog
@@ -122,13 +123,17 @@ class MetadataStore(ABC):
         The order of saving is that of `created_at`, then of the id, where several servers save into one database.
         """
 
-    async def snapshots(self) -> set[str]:
-        """The hashes of the snapshots (models.snapshots) that any record has, tombstones included.
+    async def snapshots(self, store: str) -> set[str]:
+        """The hashes of the snapshots (models.snapshots) that records of DataFiles in a store have, tombstones included.
 
-        Reads every record here; a store that knows them says so at once.
+        Reads every record here; a database that knows them says so at once.
         """
-        found = [separated(record.document)[1] async for record in self.scan()]
+        found = [separated(record.document)[1] async for record in self.scan() if record.document.store == store]
         return {snapshot.hash for snapshot in found if snapshot is not None}
+
+    async def needs_snapshot(self, store: str, hash: str) -> bool:
+        """Whether a snapshot is among them."""
+        return hash in await self.snapshots(store)
 
     def leftovers(self, older_than: float, delete: bool) -> AsyncIterator[Leftover]:  # noqa: ARG002
         """What lies in the database that no record has, at least `older_than` seconds old; removed when `delete`.
@@ -152,6 +157,17 @@ class MetadataStore(ABC):
     @abstractmethod
     async def revoke_token(self, id: str, revoked_at: str) -> bool:
         """Mark a token revoked; False when there is none of that id."""
+
+    @abstractmethod
+    async def added_stores(self) -> list[AddedStore]:
+        """The stores that admins added, in order of their names."""
+
+    @abstractmethod
+    async def change_store(self, before: AddedStore | None, after: AddedStore | None) -> bool:
+        """Put `after` in place of `before`, which are of one name; None stands for there being none.
+
+        False, changing nothing, when what is there is not `before`.
+        """
 
     @abstractmethod
     async def check(self) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from aq_data.errors import ConfigError, ValidationError
+from aq_data.models.stores import DEFAULT_STORE
 from aq_data.storage.metadata.migration import migrate
 from aq_server.app import DATABASE, Stores, open_stores
 from aq_server.config import load_config
@@ -50,7 +51,7 @@ def _run(options: argparse.Namespace, work: Callable[[Stores], Awaitable[int]], 
     path = Path(options.config) if options.config else None
     config = load_config(path, os.environ, {"data": options.data}).server
     folder = Path(config.data).expanduser()
-    if must_exist and not (folder / "blobs").is_dir():
+    if must_exist and DEFAULT_STORE not in config.stores and not (folder / "blobs").is_dir():
         raise ConfigError(f"{folder} holds no aq-data; name the folder with --data")
 
     async def with_stores() -> int:
@@ -67,6 +68,10 @@ def _print(value: Any, as_json: bool, text: str) -> None:
     sys.stdout.write((msgspec.json.encode(value).decode() if as_json else text) + "\n")
 
 
+def _in(store: str) -> str:
+    return "" if store in ("", DEFAULT_STORE) else f"{store}: "
+
+
 def run_gc(options: argparse.Namespace) -> int:
     older_than = parse_age(options.older_than).total_seconds()
 
@@ -78,7 +83,7 @@ def run_gc(options: argparse.Namespace) -> int:
             _print(
                 orphan,
                 options.json,
-                f"{word}  {orphan.prefix}  {orphan.size} bytes, {orphan.reason}, {orphan.age:.0f} s old",
+                f"{word}  {_in(orphan.store)}{orphan.prefix}  {orphan.size} bytes, {orphan.reason}, {orphan.age:.0f} s old",
             )
         if not options.json:
             word = "removed" if options.delete else "found; --delete removes them"
@@ -96,7 +101,7 @@ def run_verify(options: argparse.Namespace) -> int:
             kinds[finding.kind] += 1
             damaged |= not finding.repaired and finding.kind != "orphan"
             repaired = " (repaired)" if finding.repaired else ""
-            _print(finding, options.json, f"{finding.kind}{repaired}  {finding.id}  {finding.detail}")
+            _print(finding, options.json, f"{finding.kind}{repaired}  {_in(finding.store)}{finding.id}  {finding.detail}")
         if not options.json:
             print(
                 ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "everything is there and unharmed"
@@ -112,12 +117,12 @@ def run_reindex(options: argparse.Namespace) -> int:
         async for entry in stores.reindexing.run():
             outcomes[entry.outcome] += 1
             if options.json or entry.outcome != "known":
-                _print(entry, options.json, f"{entry.outcome}  {entry.id}  {entry.detail}")
+                _print(entry, options.json, f"{entry.outcome}  {_in(entry.store)}{entry.id}  {entry.detail}")
         if not options.json:
             print(", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items())) or "no blobs")
             print(
                 "Not to be had from blobs: the history of changes, changes newer than a metadata copy, tokens (create them "
-                "anew), and tombstones whose blobs are gone."
+                "anew), added stores, and tombstones whose blobs are gone."
             )
         return 0
 

@@ -85,7 +85,11 @@ class DataFileRoutes(Controller):
         ),
     )
     async def save(
-        self, request: Request[Any, Any, Any], datafiles: NamedDependency[DataFiles], config: NamedDependency[ServerConfig]
+        self,
+        request: Request[Any, Any, Any],
+        datafiles: NamedDependency[DataFiles],
+        growing: NamedDependency[Growing],
+        config: NamedDependency[ServerConfig],
     ) -> Response[bytes]:
         user = request.scope["state"].get("user")
         media = media_type(request)
@@ -101,7 +105,7 @@ class DataFileRoutes(Controller):
         except BaseException:
             await save.discard()
             raise
-        return document_response(document, 201 if is_new else 200)
+        return document_response(await growing.present(document), 201 if is_new else 200)
 
     @get(
         "/{datafile_id:str}",

@@ -55,7 +55,8 @@ class ComparisonRoutes(Controller):
         operation_id="diffDataFiles",
         summary="Which settings and fields differ between two DataFiles",
         description="Compares typed fields, metadata, attributes, state, and arrays and files by name: not the values of "
-        "arrays, how they are stored, nor what the server sets (id, revision, times, size, path, sweep). " + _DIFFERENCE,
+        "arrays, how they are stored, nor what the server sets (id, revision, times, size, path, store, sweep). "
+        + _DIFFERENCE,
         responses=refusals(404),
         operation_class=operation(
             success={200: ("`before`, `after` (the ids), `differences`.", {JSON: json_object("In order of paths.")})}

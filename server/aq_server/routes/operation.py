@@ -8,12 +8,13 @@ from litestar.di import NamedDependency
 from litestar.response import Redirect
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from aq_data.errors import AqDataError
 from aq_data.wire.codec import JSON
 from aq_server.routes.openapi import json_object, operation, refusals
-from aq_server.service.datafiles import DataFiles
+from aq_server.service.health import Health
 
 __all__ = ["OperationRoutes"]
+
+_READINESS = json_object('`status`; `metadata` and, by name, `stores`: "ok", or what is wrong.')
 
 
 class OperationRoutes(Controller):
@@ -38,26 +39,24 @@ class OperationRoutes(Controller):
     @get(
         "/readyz",
         operation_id="ready",
-        summary="Database and blob store answer and take writes",
+        summary="Whether the database and each store answer and take writes",
+        description="Of about the last second. A store that is down, unless it is the default, makes a server `degraded`, "
+        "not `unavailable`: everything that does not lie there works.",
         responses=refusals(),
         operation_class=operation(
             success={
-                200: ("Both do.", {JSON: json_object("`metadata` and `blobs`.")}),
-                503: ("One does not; the body tells which.", {JSON: json_object("`metadata` and `blobs`.")}),
+                200: ("`ready` or `degraded`.", {JSON: _READINESS}),
+                503: ("`unavailable`: the database or the default store is down.", {JSON: _READINESS}),
             }
         ),
     )
-    async def ready(self, datafiles: NamedDependency[DataFiles]) -> Response[bytes]:
-        states = {}
-        for name, check in (("metadata", datafiles.metadata.check), ("blobs", datafiles.arrays.blobs.check)):
-            try:
-                await check()
-                states[name] = "ok"
-            except AqDataError as exc:
-                states[name] = exc.message
-        status = 200 if set(states.values()) == {"ok"} else 503
-        headers = {} if status == 200 else {"Retry-After": "1"}
-        return Response(msgspec.json.encode(states), status_code=status, media_type=JSON, headers=headers)
+    async def ready(self, health: NamedDependency[Health]) -> Response[bytes]:
+        readiness = await health.readiness()
+        is_ready = readiness.status != "unavailable"
+        headers = {"Cache-Control": "no-store"} | ({} if is_ready else {"Retry-After": "1"})
+        return Response(
+            msgspec.json.encode(readiness), status_code=200 if is_ready else 503, media_type=JSON, headers=headers
+        )
 
     @get(
         "/metrics",

@@ -87,7 +87,7 @@ class Appending:
         if not self._skipping:
             self._ref = secrets.token_hex(8)
             key = block_key(self._plan.id, self._plan.attempt, self._ref)
-            self._upload = await self._parts.arrays.blobs.upload(key)
+            self._upload = await (await self._parts.stores.at(self._plan.store)).blobs.upload(key)
 
     async def write(self, data: memoryview) -> None:
         """The next bytes of the block."""
@@ -107,7 +107,8 @@ class Appending:
         if self._upload is not None:
             await self._upload.finish()
             self._upload, ref = None, self._ref
-            await self._parts.arrays.blobs.settle(f"{self._plan.id}/{self._plan.attempt}/blocks")
+            blobs = (await self._parts.stores.at(self._plan.store)).blobs
+            await blobs.settle(f"{self._plan.id}/{self._plan.attempt}/blocks")
         elif not self._skipping:
             try:
                 check_text(self._plan, block, bytes(self._buffer))

@@ -15,6 +15,7 @@ from aq_data.models.datafile import DataFile, NewDataFile
 from aq_data.models.structs import resolve
 from aq_server.service.datafiles import DataFiles
 from aq_server.service.growing import Growing
+from aq_server.service.saving import now
 
 __all__ = ["Bulk", "Outcome", "Patch", "Removal"]
 
@@ -63,9 +64,11 @@ class Bulk:
         """Save documents without values of arrays; as with a single save, a repeat with the same ids is harmless."""
 
         async def save(new: NewDataFile) -> Outcome:
+            at = now()  # taken in the order of the items, whatever each then waits for
             attempt = await self._datafiles.begin_save(new, user)
             try:
-                return Outcome(*await attempt.commit())
+                document, is_new = await attempt.commit(at)
+                return Outcome(await self._growing.present(document), is_new)
             except BaseException:
                 await attempt.discard()
                 raise

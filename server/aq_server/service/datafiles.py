@@ -30,7 +30,8 @@ from aq_data.models.datafile import (
 )
 from aq_data.models.history import change_between
 from aq_data.models.values import format_instant
-from aq_data.storage.arrays.store import ArrayStore
+from aq_data.storage.arrays.blobs import BlobStore
+from aq_data.storage.arrays.stores import ArrayStores
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.store import MetadataStore
 from aq_server.service.saving import FileWriter, Save, file_key, now
@@ -46,8 +47,9 @@ COMPARE_AND_SET_TRIES = 50
 """A change without `If-Match` starts over when another came first; this often before it gives up."""
 
 
-async def write_newest_copy(metadata: MetadataStore, arrays: ArrayStore, record: Record) -> None:
+async def write_newest_copy(metadata: MetadataStore, stores: ArrayStores, record: Record) -> None:
     """Write the copy until it is that of the newest revision: a slower process may have written an older one over it."""
+    arrays = await stores.at(record.document.store)
     while True:
         await arrays.write_copy(record.document, record.attempt, record.digest)
         newest = await metadata.get(record.document.id)
@@ -67,16 +69,17 @@ class StoredFile:
 class DataFiles:
     """The use cases. One instance serves all requests of a process; nothing of value lives in it."""
 
-    def __init__(self, metadata: MetadataStore, arrays: ArrayStore, signals: Signals | None = None) -> None:
+    def __init__(self, metadata: MetadataStore, stores: ArrayStores, signals: Signals | None = None) -> None:
         """`signals` wakes those who follow a DataFile when it changes."""
-        self.metadata, self.arrays, self._signals = metadata, arrays, signals or Signals()
+        self.metadata, self.stores, self._signals = metadata, stores, signals or Signals()
 
     async def begin_save(self, new: NewDataFile, user: str | None) -> Save:
         """Check the whole declaration and begin an attempt. `user` (from a token) takes the place of the client's word."""
         if user is not None:
             new = msgspec.structs.replace(new, user=user)
         new = check_new(new)
-        return Save(self.metadata, self.arrays, new, await self.metadata.get(new.id) if new.id is not None else None)
+        existing = await self.metadata.get(new.id) if new.id is not None else None
+        return Save(self.metadata, new, existing or await self.stores.target(new.store, new.kind))
 
     async def get(self, id: str, include_deleted: bool = False) -> Record:
         """The record; NotFoundError, with code `deleted` for a tombstone unless those are included."""
@@ -117,7 +120,7 @@ class DataFiles:
     async def _update_copy(self, record: Record) -> None:
         """The change is committed. A copy that cannot be written now is logged; `verify --repair` catches it up."""
         try:
-            await write_newest_copy(self.metadata, self.arrays, record)
+            await write_newest_copy(self.metadata, self.stores, record)
         except AqDataError as exc:
             log.warning("a metadata copy is behind", extra={"fields": {"id": record.document.id, "error": str(exc)}})
 
@@ -132,11 +135,12 @@ class DataFiles:
 
     async def delete(self, id: str, if_match: int | None, user: str | None = None) -> None:
         """Turn the DataFile into a tombstone; its bytes stay until `gc`. Deleting again is NotFoundError (`deleted`)."""
-        await self._check_revision(id, if_match)
+        record = await self._check_revision(id, if_match)
+        blobs = (await self.stores.at(record.document.store)).blobs
         # First beside the blobs: a catalogue rebuilt from them must not raise the dead. Each attempt to delete has a mark of
         # its own, so that one that fails never takes away the mark of one that succeeds.
         mark = f"{id}/{TOMBSTONE}{secrets.token_hex(8)}"
-        await self.arrays.blobs.replace(mark, msgspec.json.encode({"id": id, "at": format_instant(now())}))
+        await blobs.replace(mark, msgspec.json.encode({"id": id, "at": format_instant(now())}))
 
         def bury(document: DataFile, now: str) -> DataFile:
             state = next_state(document.state, "delete")
@@ -145,7 +149,7 @@ class DataFiles:
         try:
             await self.change(id, bury, if_match, user)
         except (StaleRevisionError, NotFoundError):
-            await self.arrays.blobs.remove(mark)
+            await blobs.remove(mark)
             raise
 
     async def _check_revision(self, id: str, if_match: int | None) -> Record:
@@ -165,13 +169,13 @@ class DataFiles:
         if info is None:
             names = ", ".join(repr(info.name) for info in record.document.files) or "none"
             raise NotFoundError(f"DataFile {id} has no file {name[:80]!r}; it has {names}")
-        key = file_key(id, record.attempt, info.key)
-        if await self._stored_size(key) != info.size:
+        blobs, key = (await self.stores.at(record.document.store)).blobs, file_key(id, record.attempt, info.key)
+        if await _stored_size(blobs, key) != info.size:
             raise CorruptionError(f"file {name!r} of DataFile {id} is missing or not as long as recorded")
 
         async def read(start: int, stop: int) -> AsyncIterator[bytes]:
             while start < stop:
-                piece = await self.arrays.blobs.get(key, start, min(stop, start + (1 << 20)))
+                piece = await blobs.get(key, start, min(stop, start + (1 << 20)))
                 if not piece:
                     raise CorruptionError(f"file {name!r} of DataFile {id} is shorter than recorded")
                 start += len(piece)
@@ -179,26 +183,20 @@ class DataFiles:
 
         return StoredFile(info, read)
 
-    async def _stored_size(self, key: str) -> int | None:
-        try:
-            return await self.arrays.blobs.size(key)
-        except NotFoundError:
-            return None
-
     async def attach(
         self, id: str, name: str, content_type: str, body: AsyncIterator[bytes], user: str | None = None
     ) -> tuple[FileInfo, bool]:
         """Attach one more file; whether it is new. The same content again is harmless, other content is ConflictError."""
         check_file_name(name)
         record = await self.get(id)
-        key = secrets.token_hex(8)
+        blobs, key = (await self.stores.at(record.document.store)).blobs, secrets.token_hex(8)
         blob = file_key(id, record.attempt, key)
-        writer = FileWriter(name, content_type, key, await self.arrays.blobs.upload(blob))
+        writer = FileWriter(name, content_type, key, await blobs.upload(blob))
         try:
             async for piece in body:
                 await writer.write(memoryview(piece))
             info = await writer.finish()
-            await self.arrays.blobs.settle(f"{id}/{record.attempt}/files")
+            await blobs.settle(f"{id}/{record.attempt}/files")
         except BaseException:
             await writer.discard()
             raise
@@ -220,9 +218,16 @@ class DataFiles:
         try:
             document = await self.change(id, add, None, user, publishes=key)
         except (ConflictError, NotFoundError):
-            await self.arrays.blobs.remove(blob)
+            await blobs.remove(blob)
             raise
         stored = next(other for other in document.files if other.name == name)
         if stored.key != key:
-            await self.arrays.blobs.remove(blob)
+            await blobs.remove(blob)
         return stored, stored.key == key
+
+
+async def _stored_size(blobs: BlobStore, key: str) -> int | None:
+    try:
+        return await blobs.size(key)
+    except NotFoundError:
+        return None

@@ -20,10 +20,10 @@ from aq_data.models.datafile import DataFile, SweepInfo, next_state
 from aq_data.models.history import change_between
 from aq_data.models.sweep import Plan, State
 from aq_data.models.values import format_instant
-from aq_data.storage.arrays.folding import RETIRED_SECONDS, Folder
+from aq_data.storage.arrays.folding import RETIRED_SECONDS
 from aq_data.storage.arrays.growing import View
 from aq_data.storage.arrays.manifest import open_prefix
-from aq_data.storage.arrays.store import ArrayStore
+from aq_data.storage.arrays.stores import ArrayStores
 from aq_data.storage.metadata.store import MetadataStore
 from aq_server.service.datafiles import write_newest_copy
 from aq_server.service.notices import Notices
@@ -48,21 +48,19 @@ LEASE_SECONDS = 5.0
 LOOK_SECONDS = 1.0
 """How often sweeps of other processes are looked at."""
 AT_ONCE = 2
-"""Sweeps folded at a time."""
+"""Sweeps folded at a time, of each store: one that hangs must not hold up the others."""
 
 
 class Folding:
     """One instance per process; `run` is its task."""
 
-    def __init__(
-        self, metadata: MetadataStore, arrays: ArrayStore, folder: Folder, signals: Signals, notices: Notices
-    ) -> None:
-        self._metadata, self._arrays, self._folder, self._signals = metadata, arrays, folder, signals
+    def __init__(self, metadata: MetadataStore, stores: ArrayStores, signals: Signals, notices: Notices) -> None:
+        self._metadata, self._stores, self._signals = metadata, stores, signals
         self._notices = notices
         self._wake = asyncio.Event()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._leftovers: list[tuple[float, str]] = []
-        self._limit = asyncio.Semaphore(AT_ONCE)
+        self._leftovers: list[tuple[float, str, str]] = []
+        self._limits: dict[str, asyncio.Semaphore] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
 
     # --- when ------------------------------------------------------------------------------------------------------
@@ -102,7 +100,7 @@ class Folding:
                     self._running[plan.id] = asyncio.create_task(self._advance_quietly(plan))
 
     async def _advance_quietly(self, plan: Plan) -> None:
-        async with self._limit:
+        async with self._limits.setdefault(plan.store, asyncio.Semaphore(AT_ONCE)):
             try:
                 await self._advance(plan)
             except NotFoundError:
@@ -139,7 +137,7 @@ class Folding:
         for entry in [entry for entry in self._leftovers if entry[0] <= before]:
             self._leftovers.remove(entry)
             with suppress(AqDataError):  # gc finds it
-                await self._arrays.blobs.remove(entry[1])
+                await (await self._stores.at(entry[1])).blobs.remove(entry[2])
 
     # --- how -------------------------------------------------------------------------------------------------------
 
@@ -193,13 +191,14 @@ class Folding:
             return None
         if not tail.rows:
             return tail.state
-        generation, gone = await self._folder.fold(plan, tail.state, tail.rows)
+        folder = await self._stores.folder(plan.store)
+        generation, gone = await folder.fold(plan, tail.state, tail.rows)
         cut = tail.rows[-1].placed.seq
         if not await sweeps.record_fold(plan.id, leased.token, cut, generation, time.time()):
-            await self._folder.discard(plan, generation)
+            await folder.discard(plan, generation)
             return None
         await sweeps.drop(plan.id, cut)
-        await self._arrays.blobs.remove_many(gone)
+        await (await self._stores.at(plan.store)).blobs.remove_many(gone)
         # This process may have slept: a state with another's token is not ours to go on with.
         after = (await sweeps.get(plan.id))[1]
         return after if after.token == leased.token else None
@@ -208,7 +207,8 @@ class Folding:
         """Publish the plain group and turn the sweep into a finished DataFile."""
         seal = state.seal
         assert seal is not None
-        finals = await self._folder.publish(View(plan, state, await self._folder.manifest(plan, state), ()))
+        arrays, folder = await self._stores.at(plan.store), await self._stores.folder(plan.store)
+        finals = await folder.publish(View(plan, state, await folder.manifest(plan, state), ()))
         outcome = "stale"
         while outcome == "stale":
             current = await self._metadata.get(plan.id)
@@ -230,18 +230,18 @@ class Folding:
             )
             change = change_between(before, document, seal.actor)
             record = msgspec.structs.replace(current, document=document, change=change)
-            await self._arrays.write_copy(document, record.attempt, record.digest)
-            await self._arrays.blobs.settle(f"{plan.id}/{plan.attempt}")
+            await arrays.write_copy(document, record.attempt, record.digest)
+            await arrays.blobs.settle(f"{plan.id}/{plan.attempt}")
             outcome = await self._metadata.sweeps.end(plan.id, state.token, record, before.revision)
         if outcome == "fenced":
             # The copy just written may lie over that of another's end, or of a change after it.
             current = await self._metadata.get(plan.id)
             if current is not None and current.document.state not in ("open", "deleted"):
-                await write_newest_copy(self._metadata, self._arrays, current)
+                await write_newest_copy(self._metadata, self._stores, current)
             return
-        await write_newest_copy(self._metadata, self._arrays, record)
-        self._leftovers.append((time.time(), open_prefix(plan.id, plan.attempt)))
-        self._leftovers.append((time.time(), f"{plan.id}/{plan.attempt}/blocks"))
+        await write_newest_copy(self._metadata, self._stores, record)
+        for prefix in (open_prefix(plan.id, plan.attempt), f"{plan.id}/{plan.attempt}/blocks"):
+            self._leftovers.append((time.time(), plan.store, prefix))
         self._signals.tell(plan.id)
         self._wake.set()
 

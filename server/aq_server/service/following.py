@@ -17,8 +17,8 @@ import msgspec
 from aq_data.errors import NotFoundError, UnavailableError, ValidationError
 from aq_data.models.structs import resolve
 from aq_data.models.sweep import Plan, State
-from aq_data.storage.arrays.folding import Folder
 from aq_data.storage.arrays.manifest import Segment
+from aq_data.storage.arrays.stores import ArrayStores
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.store import MetadataStore
 from aq_server.service.signals import Signals
@@ -45,8 +45,8 @@ class Event(msgspec.Struct, frozen=True):
 class Following:
     """Reads what happened to DataFiles from the log, from folded segments, and from the documents."""
 
-    def __init__(self, metadata: MetadataStore, folder: Folder, signals: Signals) -> None:
-        self._metadata, self._folder, self._signals = metadata, folder, signals
+    def __init__(self, metadata: MetadataStore, stores: ArrayStores, signals: Signals) -> None:
+        self._metadata, self._stores, self._signals = metadata, stores, signals
         self._segment: tuple[Segment, list[bytes]] | None = None
 
     async def follow(self, id: str, last: str = "") -> AsyncGenerator[list[Event], None]:
@@ -145,13 +145,14 @@ class Following:
         raise UnavailableError(f"sweep {plan.id} is folded faster than it can be followed; connect again")
 
     async def _folded_blocks(self, plan: Plan, state: State, after: int) -> list[tuple[int, bytes]]:
+        folder = await self._stores.folder(plan.store)
         if state.ended_revision:
-            segments = await self._folder.published_segments(plan)
+            segments = await folder.published_segments(plan)
         else:
-            segments = list((await self._folder.manifest(plan, state)).segments)
+            segments = list((await folder.manifest(plan, state)).segments)
         segment = next(s for s in segments if s.last > after)
         if self._segment is None or self._segment[0] != segment:
-            self._segment = (segment, await self._folder.events(segment))
+            self._segment = (segment, await folder.events(segment))
         headers = self._segment[1]
         first = max(0, after + 1 - segment.first)
         return [(segment.first + i, headers[i]) for i in range(first, min(first + PAGE, len(headers)))]

@@ -11,9 +11,9 @@ from aq_data.errors import CorruptionError, NotFoundError, UnavailableError
 from aq_data.models.datafile import DataFile, DataFileId, SweepInfo
 from aq_data.models.sweep import Plan, State, grown_arrays
 from aq_data.models.values import parse_instant
-from aq_data.storage.arrays.folding import Folder
 from aq_data.storage.arrays.growing import View
 from aq_data.storage.arrays.manifest import Manifest
+from aq_data.storage.arrays.stores import ArrayStores
 from aq_data.storage.metadata.store import MetadataStore
 from aq_data.storage.metadata.sweeplog import Tail
 
@@ -25,11 +25,11 @@ TRIES = 10
 
 
 class Growing:
-    """Views of open sweeps, and their documents with the true extents."""
+    """Views of open sweeps, and documents as they are answered: with the true extents, and where they lie now."""
 
-    def __init__(self, metadata: MetadataStore, folder: Folder, stale_after: float) -> None:
+    def __init__(self, metadata: MetadataStore, stores: ArrayStores, stale_after: float) -> None:
         """`stale_after`: seconds of silence after which an open sweep is called stale."""
-        self._metadata, self._folder, self._stale_after = metadata, folder, stale_after
+        self._metadata, self._stores, self._stale_after = metadata, stores, stale_after
         self._tails: OrderedDict[DataFileId, Tail] = OrderedDict()
 
     async def view(self, id: DataFileId) -> View:
@@ -37,8 +37,9 @@ class Growing:
         missing = ""
         for _ in range(TRIES):
             tail = await self._tail(id)
+            folder = await self._stores.folder(tail.plan.store)
             try:
-                return View(tail.plan, tail.state, await self._folder.manifest(tail.plan, tail.state), tail.rows)
+                return View(tail.plan, tail.state, await folder.manifest(tail.plan, tail.state), tail.rows)
             except NotFoundError as exc:
                 if tail.state.ended_revision:
                     return View(tail.plan, tail.state, Manifest(), ())
@@ -65,14 +66,22 @@ class Growing:
         return tail
 
     async def present(self, document: DataFile) -> DataFile:
-        """The document as it is answered: of an open sweep with the extents, head and silence of now."""
+        """The document as it is answered: with its present path, of an open sweep with extents, head and silence of now."""
         if document.state != "open" or document.sweep is None:
-            return document
+            return await self._stores.placed(document)
         plan, state = await self._metadata.sweeps.get(document.id)
         if state.ended_revision:
             record = await self._metadata.get(document.id)
-            return record.document if record is not None else document
+            return await self._stores.placed(record.document if record is not None else document)
         return self.shown(document, plan, state)
+
+    async def present_json(self, documents: list[bytes]) -> list[bytes]:
+        """`present`, from and to JSON; only those that may be of open sweeps are decoded."""
+        found = await self._stores.placed_json(documents)
+        for i, document in enumerate(documents):
+            if b'"state":"open"' in document:
+                found[i] = msgspec.json.encode(await self.present(msgspec.json.decode(document, type=DataFile)))
+        return found
 
     def shown(self, document: DataFile, plan: Plan, state: State) -> DataFile:
         """`present` with the state at hand."""

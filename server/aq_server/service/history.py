@@ -51,7 +51,7 @@ class History:
                     "database was rebuilt or began to keep it"
                 )
             document = await asyncio.to_thread(rebuilt, document, changes)
-        return document
+        return await self._datafiles.stores.placed(document)
 
     async def revert(self, id: str, revision: int, if_match: int | None, user: str | None) -> DataFile:
         """A new revision with the typed fields and the metadata of an old one; no change when they are the same.

@@ -3,162 +3,119 @@
 from __future__ import annotations
 
 import hashlib
-import re
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from aq_data.errors import CorruptionError, NotFoundError
+from aq_data.errors import CorruptionError, NotFoundError, UnavailableError
 from aq_data.models.arrays import ArrayInfo, parse_dtype
-from aq_data.models.datafile import DataFile, is_id
+from aq_data.models.datafile import DataFile
 from aq_data.models.selection import Axis, Selection
 from aq_data.models.snapshots import separated
+from aq_data.models.stores import DEFAULT_STORE
 from aq_data.models.structs import resolve
 from aq_data.storage.arrays.chunking import chunk_grid
 from aq_data.storage.arrays.format import array_document, chunk_key, decode_chunk
 from aq_data.storage.arrays.manifest import NOTHING, PART
 from aq_data.storage.arrays.store import ArrayStore, group_prefix
+from aq_data.storage.arrays.stores import ArrayStores
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.store import MetadataStore
+from aq_server.service.collecting import LEFT_OVER, Collecting, Orphan
 from aq_server.service.copies import Copy, read_copy
 from aq_server.service.datafiles import TOMBSTONE, write_newest_copy
 from aq_server.service.snapshots import SnapshotMaintenance
 from aq_server.service.sweep_maintenance import SweepMaintenance
 
-__all__ = ["Finding", "Maintenance", "Orphan", "measured_chunks"]
+__all__ = ["Finding", "Maintenance", "measured_chunks"]
 
 BATCH = 256
-LEFT_OVER = "left by an open sweep"
 READERS_SECONDS = 120.0
 """A server keeps what it replaced a while for those who read it; until then it is no finding."""
-_ATTEMPT = re.compile(r"[0-9a-f]{16}")
-
-
-class Orphan(msgspec.Struct, frozen=True):
-    """Blobs under `prefix`, or something in the database, that no record names; `age` is seconds since it was written."""
-
-    prefix: str
-    size: int
-    age: float
-    reason: str
-    removed: bool
 
 
 class Finding(msgspec.Struct, frozen=True):
     """Something `verify` found: `kind` is one of missing_group, stale_copy, missing_array, missing_chunk, damaged_chunk,
-    missing_file, damaged_file, damaged_snapshot, no_blobs, orphan, half_deleted.
+    missing_file, damaged_file, damaged_snapshot, no_blobs, no_store, orphan, half_deleted.
     """
 
     kind: str
     id: str
     detail: str
     repaired: bool = False
+    store: str = DEFAULT_STORE
 
 
 class Maintenance:
     """Safe beside running servers: nothing is removed that a record names or could still come to name."""
 
-    def __init__(self, metadata: MetadataStore, arrays: ArrayStore) -> None:
-        self._metadata, self._arrays = metadata, arrays
-        self._sweeps = SweepMaintenance(metadata, arrays)
-        self._snapshots = SnapshotMaintenance(metadata, arrays)
-
-    # --- gc --------------------------------------------------------------------------------------------------------
+    def __init__(self, metadata: MetadataStore, stores: ArrayStores) -> None:
+        self._metadata, self._stores = metadata, stores
 
     async def gc(self, older_than: float, delete: bool) -> AsyncIterator[Orphan]:
-        """Orphans at least `older_than` seconds old, removed when `delete`.
+        """Orphans of every store that are at least `older_than` seconds old, removed when `delete`.
 
         A removed attempt is barred first: a save that is still running under it fails cleanly and is sent again.
+        UnavailableError, at the end, when a store could not be looked into.
         """
-        for id in await self._arrays.blobs.children(""):
-            for attempt in await self._arrays.blobs.children(id):
-                if not _ATTEMPT.fullmatch(attempt) or not is_id(id):
-                    continue  # not ours
-                async for orphan in self._orphans(id, attempt, older_than, delete):
+        failure: UnavailableError | None = None
+        for name in await self._stores.names():
+            try:
+                arrays = await self._stores.at(name)
+                async for orphan in Collecting(self._metadata, arrays, name).run(older_than, delete):
                     yield orphan
-        async for entry in self._snapshots.orphans(older_than, delete):
-            yield Orphan(entry.key, entry.size, max(0.0, time.time() - entry.modified), "no record refers to it", delete)
+            except UnavailableError as exc:
+                failure = failure or exc
         async for left in self._metadata.leftovers(older_than, delete):
-            yield Orphan(left.key, left.size, left.age, "in the database, and no record has it", delete)
-
-    async def _orphans(self, id: str, attempt: str, older_than: float, delete: bool) -> AsyncIterator[Orphan]:
-        record = await self._metadata.get(id)
-        if record is None or record.attempt != attempt or record.document.state == "deleted":
-            reason = "deleted" if record is not None and record.attempt == attempt else "never published"
-            orphan = await self._collect(id, attempt, attempt, reason, older_than, delete)
-            if orphan is not None:
-                yield orphan
-            if delete and reason == "deleted":
-                await self._metadata.sweeps.forget(id)
-            return
-        if record.document.sweep is not None:
-            async for entry in self._sweeps.orphans(record, older_than, delete):
-                yield Orphan(entry.key, entry.size, max(0.0, time.time() - entry.modified), LEFT_OVER, delete)
-        async for leftover in self._unfinished(f"{group_prefix(id, attempt)}", older_than, delete):
-            yield leftover
-        known = {info.key for info in record.document.files}
-        for key in await self._arrays.blobs.children(f"{id}/{attempt}/files"):
-            if key not in known:
-                prefix = f"{attempt}/files/{key}"
-                bar = key.removesuffix(".part")  # an upload that has not ended
-                orphan = await self._collect(id, prefix, bar, "never attached", older_than, delete)
-                if orphan is not None:
-                    yield orphan
-
-    async def _unfinished(self, group: str, older_than: float, delete: bool) -> AsyncIterator[Orphan]:
-        """What a process that died while it replaced a metadata copy left beside it; a living one starts over."""
-        for name in await self._arrays.blobs.children(group):
-            if not name.endswith(".tmp"):
-                continue
-            async for entry in self._arrays.blobs.walk(f"{group}/{name}"):
-                age = max(0.0, time.time() - entry.modified)
-                if age >= older_than:
-                    if delete:
-                        await self._arrays.blobs.remove(entry.key)
-                    yield Orphan(entry.key, entry.size, age, "never finished", delete)
-
-    async def _collect(self, id: str, below: str, bar: str, reason: str, older_than: float, delete: bool) -> Orphan | None:
-        prefix = f"{id}/{below}"
-        size, newest = 0, 0.0
-        async for entry in self._arrays.blobs.walk(prefix):
-            size, newest = size + entry.size, max(newest, entry.modified)
-        age = max(0.0, time.time() - newest)
-        # Empty folders have no age to go by: they may belong to a save that is just beginning.
-        if age < older_than or (older_than and not newest):
-            return None
-        if delete:
-            await self._metadata.bar(id, bar)
-            if await self._is_named(id, bar):
-                return None
-            await self._arrays.blobs.remove(prefix)
-        return Orphan(prefix, size, age, reason, delete)
-
-    async def _is_named(self, id: str, key: str) -> bool:
-        record = await self._metadata.get(id)
-        if record is None or record.document.state == "deleted":
-            return False
-        return record.attempt == key or any(info.key == key for info in record.document.files)
+            yield Orphan("", left.key, left.size, left.age, "in the database, and no record has it", delete)
+        if failure is not None:
+            raise failure
 
     # --- verify ----------------------------------------------------------------------------------------------------
 
     async def verify(self, repair: bool = False) -> AsyncIterator[Finding]:
         """Read every stored byte and compare it with its checksum and its record; yields what does not agree."""
-        seen: set[str] = set()
+        verifiers: dict[str, _Verifying | None] = {}
         async for scanned in self._metadata.scan():
             record = await self._metadata.get(scanned.document.id)  # the scan reads ahead
-            if record is not None and record.document.state != "deleted":
-                async for finding in self._verify_record(record, repair, seen):
-                    yield finding
-        async for orphan in self.gc(0.0, delete=False):
-            if orphan.reason == LEFT_OVER and orphan.age < READERS_SECONDS:
+            if record is None or record.document.state == "deleted":
                 continue
-            yield Finding("orphan", orphan.prefix.split("/")[0], f"{orphan.prefix} ({orphan.size} bytes, {orphan.reason})")
+            store = record.document.store
+            if store not in verifiers:
+                try:
+                    verifiers[store] = _Verifying(self._metadata, self._stores, await self._stores.at(store), store)
+                except UnavailableError as exc:
+                    verifiers[store] = None
+                    yield Finding("no_store", record.document.id, f"{exc}; nothing there was looked at", store=store)
+            verifier = verifiers[store]
+            if verifier is not None:
+                async for finding in verifier.record(record, repair):
+                    yield msgspec.structs.replace(finding, store=store)
+        try:
+            async for orphan in self.gc(0.0, delete=False):
+                if orphan.reason == LEFT_OVER and orphan.age < READERS_SECONDS:
+                    continue
+                detail = f"{orphan.prefix} ({orphan.size} bytes, {orphan.reason})"
+                yield Finding("orphan", orphan.prefix.split("/")[0], detail, store=orphan.store)
+        except UnavailableError as exc:
+            if None not in verifiers.values():
+                yield Finding("no_store", "", str(exc))
 
-    async def _verify_record(self, record: Record, repair: bool, seen: set[str]) -> AsyncIterator[Finding]:
-        """`seen` are the hashes of snapshots that were looked at: many records have the same."""
+
+class _Verifying:
+    """Of one store."""
+
+    def __init__(self, metadata: MetadataStore, stores: ArrayStores, arrays: ArrayStore, store: str) -> None:
+        self._metadata, self._stores, self._arrays = metadata, stores, arrays
+        self._sweeps = SweepMaintenance(metadata, arrays)
+        self._snapshots = SnapshotMaintenance(metadata, arrays, store)
+        self._seen: set[str] = set()
+        """Hashes of snapshots that were looked at: many records have the same."""
+
+    async def record(self, record: Record, repair: bool) -> AsyncIterator[Finding]:
+        """What is wrong with a DataFile."""
         document, blobs = record.document, self._arrays.blobs
         prefix = group_prefix(document.id, record.attempt)
         if not await blobs.children(f"{document.id}/{record.attempt}"):
@@ -170,8 +127,8 @@ class Maintenance:
                 await blobs.remove(f"{document.id}/{mark}")
             yield Finding("half_deleted", document.id, "a deletion was begun and never committed", repair)
         snapshot = separated(document)[1]
-        if snapshot is not None and snapshot.hash not in seen:
-            seen.add(snapshot.hash)
+        if snapshot is not None and snapshot.hash not in self._seen:
+            self._seen.add(snapshot.hash)
             flaw = await self._snapshots.flaw(snapshot, repair)
             if flaw:
                 yield Finding("damaged_snapshot", document.id, flaw, repair)
@@ -216,7 +173,7 @@ class Maintenance:
         except (NotFoundError, CorruptionError) as exc:
             finding = Finding("missing_group", document.id, f"zarr.json of the group is missing or unreadable: {exc}")
         if repair:
-            await write_newest_copy(self._metadata, self._arrays, record)
+            await write_newest_copy(self._metadata, self._stores, record)
         return msgspec.structs.replace(finding, repaired=repair)
 
     async def _verify_array(self, id: str, attempt: str, array: ArrayInfo) -> AsyncIterator[Finding]:
@@ -278,4 +235,4 @@ async def measured_chunks(arrays: ArrayStore, id: str, attempt: str, array: Arra
     return [tuple(index) for index in np.argwhere(coverage != NOTHING).tolist()]
 
 
-resolve(Orphan, Finding)
+resolve(Finding)

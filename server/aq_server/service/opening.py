@@ -9,7 +9,7 @@ import time
 import msgspec
 from blake3 import blake3
 
-from aq_data.errors import ConflictError, ForbiddenError, TooLargeError, ValidationError
+from aq_data.errors import AqDataError, ConflictError, ForbiddenError, TooLargeError, ValidationError
 from aq_data.models.arrays import is_text, parse_dtype
 from aq_data.models.datafile import TYPED_FIELDS, DataFile, SweepInfo, make_id
 from aq_data.models.sweep import (
@@ -99,13 +99,17 @@ class Opening:
         plan = self._plan(id, secrets.token_hex(8))
         first = self._first(plan)
         payload = b"".join(self._given.values())
-        total = blake3(msgspec.json.encode(msgspec.structs.replace(self._new, id=None), order="deterministic"))
+        total = blake3(
+            msgspec.json.encode(msgspec.structs.replace(self._new, id=None, store=msgspec.UNSET), order="deterministic")
+        )
         total.update(payload)
         state = State(extents=dict.fromkeys(self._growing, 0), folded_at=time.time())
         rows: list[Row] = []
-        metadata, arrays = self._parts.metadata, self._parts.arrays
+        metadata = self._parts.metadata
         existing = await metadata.get(id)
         if existing is None:
+            target = await self._parts.stores.target(self._new.store, self._new.kind)
+            plan, arrays = msgspec.structs.replace(plan, store=target.name), target.arrays
             if first is not None:
                 check_text(plan, first, payload)
                 placed = place(plan, state, first, at)
@@ -118,6 +122,11 @@ class Opening:
             record = Record(self._datafile(plan, state, at), plan.attempt, total.hexdigest())
             await arrays.blobs.put_many([(plan_key(id, plan.attempt), lambda: msgspec.json.encode(plan))])
             snapshot = await arrays.publish_group(record.document, plan.attempt, record.digest, [])
+            try:
+                await target.confirm()
+            except AqDataError:
+                await arrays.blobs.remove(f"{id}/{plan.attempt}")
+                raise
             existing = await metadata.sweeps.open(record, plan, state, rows)
             if existing is None:
                 if snapshot is not None:
@@ -141,5 +150,6 @@ class Opening:
             updated_at=at,
             arrays=grown_arrays(plan, state),
             sweep=SweepInfo(planned=self._new.planned, notify=self._new.notify),
-            path=self._parts.arrays.blobs.location(group_prefix(plan.id, plan.attempt)),
+            path=group_prefix(plan.id, plan.attempt),
+            store=plan.store,
         )

@@ -48,13 +48,16 @@ class FinishedSource:
     def stream(self, selection: Selection, limit: int | None = None) -> AsyncIterator[np.ndarray[Any, Any]]:
         return self._arrays.stream(self._record.document.id, self._record.attempt, self.array, selection, limit)
 
+    async def give_way(self) -> None:
+        await self._arrays.give_way()
+
 
 class GrowingSource:
     """An array of an open sweep as of the moment the source was made; `content` names it, or a later one it had to take."""
 
     def __init__(self, arrays: ArrayStore, view: View, array: ArrayInfo, again: Callable[[], Awaitable[Source]]) -> None:
         """`again` makes a source of a later moment."""
-        self._growing, self.manifest = GrowingArray(arrays.blobs, view, array), view.state.manifest
+        self._arrays, self._growing, self.manifest = arrays, GrowingArray(arrays.blobs, view, array), view.state.manifest
         self.array, self._again = array, again
         self.content = f"{view.plan.attempt}.{view.state.head}"
 
@@ -63,6 +66,9 @@ class GrowingSource:
 
     async def written(self, selection: Selection) -> np.ndarray[Any, Any]:
         return await self._tried(lambda source: source.written(selection), lambda: self._growing.written(selection))
+
+    async def give_way(self) -> None:
+        await self._arrays.give_way()
 
     async def _tried(self, later: Callable[[Source], Awaitable[T]], at_once: Callable[[], Awaitable[T]]) -> T:
         """What `at_once` gives, or `later` of a source made anew when objects of this one were removed meanwhile."""
@@ -95,7 +101,6 @@ class Slice:
     array: ArrayInfo
     selection: Selection
     source: Source
-    _arrays: ArrayStore
 
     @property
     def tag(self) -> str:
@@ -113,7 +118,7 @@ class Slice:
 
     async def give_way(self) -> None:
         """Let small reads come in between two pieces of a stream."""
-        await self._arrays.give_way()
+        await self.source.give_way()
 
     def stream(self) -> AsyncIterator[np.ndarray[Any, Any]]:
         """The selected values in C order, in pieces that bound memory."""
@@ -133,7 +138,7 @@ class Reading:
     """The use cases; nothing of value lives in an instance."""
 
     def __init__(self, datafiles: DataFiles, growing: Growing) -> None:
-        self._datafiles, self._growing, self._arrays = datafiles, growing, datafiles.arrays
+        self._datafiles, self._growing, self._stores = datafiles, growing, datafiles.stores
 
     async def source(self, id: str, name: str, head: int | None = None) -> Source:
         """One array as of now; with `head` as of when a sweep had so many blocks.
@@ -147,7 +152,7 @@ class Reading:
                 if head is not None and sweep is not None and sweep.head != head:
                     raise _gone(id, head)
                 array = _array(record.document.id, record.document.arrays, name)
-                return FinishedSource(self._arrays, record, array)
+                return FinishedSource(await self._stores.at(record.document.store), record, array)
             view = await self._growing.view(record.document.id)
             if not view.state.ended_revision:
                 array = _array(record.document.id, view.arrays(), name)
@@ -156,14 +161,15 @@ class Reading:
                         raise _gone(id, head)
                     rows = tuple(row for row in view.rows if row.placed.seq <= head)
                     view = View(view.plan, msgspec.structs.replace(view.state, head=head), view.manifest, rows)
-                return GrowingSource(self._arrays, view, array, lambda: self.source(id, name, head))
+                arrays = await self._stores.at(view.plan.store)
+                return GrowingSource(arrays, view, array, lambda: self.source(id, name, head))
             await asyncio.sleep(0)
         raise UnavailableError(f"DataFile {id} changes faster than it can be read; try again")
 
     async def slice(self, id: str, name: str, text: str, head: int | None = None) -> Slice:
         """Locate an array and normalise a selection against its shape; reads no chunk. `head` as in `source`."""
         source = await self.source(id, name, head)
-        return Slice(source.array, parse_selection(text, source.array.shape, name), source, self._arrays)
+        return Slice(source.array, parse_selection(text, source.array.shape, name), source)
 
     async def zarr(self, id: str, key: str) -> ZarrBlob:
         """One key of the Zarr v3 view. NotFoundError only for what does not exist: a lost chunk is CorruptionError."""
@@ -181,10 +187,11 @@ class Reading:
         if rest == "zarr.json":
             return ZarrBlob(msgspec.json.encode(array_document(array)), f"{record.attempt}.a", False)
         index = _chunk_of(array, rest)
-        if array.is_partial and (await self._arrays.coverage(id, record.attempt, array))[index] == NOTHING:
+        arrays = await self._stores.at(document.store)
+        if array.is_partial and (await arrays.coverage(id, record.attempt, array))[index] == NOTHING:
             raise NotFoundError(f"nothing of chunk {rest!r} of array {array.name!r} was measured")
         try:
-            content = await self._arrays.blobs.get(f"{group_prefix(id, record.attempt)}/{chunk_key(array.name, index)}")
+            content = await arrays.blobs.get(f"{group_prefix(id, record.attempt)}/{chunk_key(array.name, index)}")
         except NotFoundError as exc:
             # A reader takes 404 for "fill value": a chunk that was stored must never be answered so.
             raise CorruptionError(f"array {array.name!r} of DataFile {id} has lost chunk {rest!r}") from exc
@@ -201,13 +208,14 @@ class Reading:
         if rest == "zarr.json":
             return ZarrBlob(msgspec.json.encode(array_document(array)), tag, False)
         index = _chunk_of(array, rest)
-        growing = GrowingArray(self._arrays.blobs, view, array)
+        blobs = (await self._stores.at(view.plan.store)).blobs
+        growing = GrowingArray(blobs, view, array)
         stored, is_covered = growing.stored_chunk(index)
         if not stored and not is_covered:
             raise NotFoundError(f"nothing of chunk {rest!r} of array {array.name!r} was measured yet")
         try:
             if stored and not is_covered:
-                return ZarrBlob(await self._arrays.blobs.get(stored), tag, False)
+                return ZarrBlob(await blobs.get(stored), tag, False)
             content = encode_chunk(await growing.read_chunk(index), array.codec)
         except (ObjectGoneError, NotFoundError) as exc:
             later = await self._growing.view(id)

@@ -11,6 +11,7 @@ from aq_data.models.datafile import check_document
 from aq_data.models.structs import resolve
 from aq_data.storage.arrays.format import chunk_key
 from aq_data.storage.arrays.store import SNAPSHOTS, ArrayStore, group_prefix
+from aq_data.storage.arrays.stores import ArrayStores
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.store import MetadataStore
 from aq_server.service.copies import read_copy, whole_document
@@ -22,73 +23,95 @@ __all__ = ["Reindexed", "Reindexing"]
 
 
 class Reindexed(msgspec.Struct, frozen=True):
-    """What `reindex` did with one id: `outcome` is restored, tombstone, known, incomplete or unreadable."""
+    """What `reindex` did with one id: `outcome` is restored, tombstone, known, incomplete or unreadable.
+
+    `store` is where it was found.
+    """
 
     id: str
     outcome: str
     detail: str
+    store: str = ""
 
 
 class Reindexing:
     """Safe beside running servers: what the database has stays as it is."""
 
-    def __init__(self, metadata: MetadataStore, arrays: ArrayStore) -> None:
-        self._metadata, self._arrays = metadata, arrays
-        self._sweeps = SweepMaintenance(metadata, arrays)
+    def __init__(self, metadata: MetadataStore, stores: ArrayStores) -> None:
+        self._metadata, self._stores = metadata, stores
 
     async def run(self) -> AsyncIterator[Reindexed]:
-        """Insert a record for every complete DataFile among the blobs that the database does not have.
+        """Insert a record for every complete DataFile among the blobs of all stores that the database does not have.
 
         What is beside the blobs is all there is: the history (old revisions, and who made them), changes newer than a
-        metadata copy, tokens and tombstones of DataFiles whose blobs are gone cannot come back.
+        metadata copy, tokens, stores that an admin added, and tombstones of DataFiles whose blobs are gone cannot come back.
         """
-        for id in await self._arrays.blobs.children(""):
-            if id.startswith(".") or id == SNAPSHOTS:
-                continue
+        homes: dict[str, list[_Home]] = {}  # an attempt that was broken off may lie in another store than the true one
+        for info in await self._stores.infos():
+            home = _Home(info.name, self._metadata, await self._stores.at(info.name))
+            for id in await home.arrays.blobs.children(""):
+                if not id.startswith(".") and id != SNAPSHOTS:
+                    homes.setdefault(id, []).append(home)
+        for id in sorted(homes):
             if await self._metadata.get(id) is not None:
                 yield Reindexed(id, "known", "the database has it")
-                continue
-            names = await self._arrays.blobs.children(id)
-            found = [await self._candidate(id, name) for name in names if not name.startswith(TOMBSTONE)]
-            records = [record for record in found if isinstance(record, Record)]
-            if not records:
-                yield Reindexed(id, "incomplete", "; ".join(str(reason) for reason in found) or "no blobs but a tombstone")
-                continue
-            best = max(records, key=lambda r: (r.document.revision, r.document.created_at))
-            is_dead = any(name.startswith(TOMBSTONE) for name in names)
-            if is_dead:
-                buried = msgspec.structs.replace(best.document, state="deleted", revision=best.document.revision + 1)
-                best = msgspec.structs.replace(best, document=buried)
-            if best.document.sweep is None or is_dead:
-                await self._metadata.insert(best)
             else:
-                restored = await self._sweeps.restore(best.document, best.attempt, best.digest)
-                if isinstance(restored, str):
-                    yield Reindexed(id, "incomplete", restored)
-                    continue
-                best = restored
-            outcome = "tombstone" if is_dead else "restored"
-            yield Reindexed(id, outcome, f"{best.document.name!r}, revision {best.document.revision}")
+                yield await self._restored(id, homes[id])
 
-    async def _candidate(self, id: str, attempt: str) -> Record | str:
+    async def _restored(self, id: str, homes: list[_Home]) -> Reindexed:
+        """One that the database does not have; that it was deleted counts wherever it is said."""
+        found: list[tuple[Record | str, _Home]] = []
+        is_dead = False
+        for home in homes:
+            for name in await home.arrays.blobs.children(id):
+                if name.startswith(TOMBSTONE):
+                    is_dead = True
+                else:
+                    found.append((await home.candidate(id, name), home))
+        records = [(record, home) for record, home in found if isinstance(record, Record)]
+        if not records:
+            reasons = "; ".join(str(reason) for reason, _ in found)
+            return Reindexed(id, "incomplete", reasons or "no blobs but a tombstone")
+        best, home = max(records, key=lambda pair: (pair[0].document.revision, pair[0].document.created_at))
+        if is_dead:
+            buried = msgspec.structs.replace(best.document, state="deleted", revision=best.document.revision + 1)
+            best = msgspec.structs.replace(best, document=buried)
+        if best.document.sweep is None or is_dead:
+            await self._metadata.insert(best)
+        else:
+            restored = await home.sweeps.restore(best.document, best.attempt, best.digest)
+            if isinstance(restored, str):
+                return Reindexed(id, "incomplete", restored, home.store)
+            best = restored
+        detail = f"{best.document.name!r}, revision {best.document.revision}"
+        return Reindexed(id, "tombstone" if is_dead else "restored", detail, home.store)
+
+
+class _Home:
+    """One store in which something lies."""
+
+    def __init__(self, store: str, metadata: MetadataStore, arrays: ArrayStore) -> None:
+        self.store, self.arrays, self.sweeps = store, arrays, SweepMaintenance(metadata, arrays)
+
+    async def candidate(self, id: str, attempt: str) -> Record | str:
         """The record that an attempt's copy describes, or why it is none: an interrupted save may lack chunks."""
         prefix = group_prefix(id, attempt)
         try:
-            copy = read_copy(await self._arrays.blobs.get(f"{prefix}/zarr.json"))
+            copy = read_copy(await self.arrays.blobs.get(f"{prefix}/zarr.json"))
         except AqDataError as exc:
             return f"attempt {attempt}: {exc}"
         if copy.document.id != id:
             return f"attempt {attempt}: its copy is of {copy.document.id}"
         try:
-            document = await whole_document(copy, self._arrays)
+            document = await whole_document(copy, self.arrays)
         except CorruptionError as exc:
             return f"attempt {attempt}: {exc}"
-        present = {entry.key async for entry in self._arrays.blobs.walk(f"{id}/{attempt}")}
+        present = {entry.key async for entry in self.arrays.blobs.walk(f"{id}/{attempt}")}
         wanted = {f"{id}/{attempt}/files/{info.key}" for info in copy.document.files}
         for array in copy.document.arrays if copy.document.state != "open" else ():
             try:
                 wanted |= {
-                    f"{prefix}/{chunk_key(array.name, i)}" for i in await measured_chunks(self._arrays, id, attempt, array)
+                    f"{prefix}/{chunk_key(array.name, i)}" for i in await measured_chunks(self.arrays, id, attempt, array)
                 }
             except CorruptionError as exc:
                 return f"attempt {attempt}: {exc}"
@@ -98,7 +121,7 @@ class Reindexing:
             document = check_document(document)
         except AqDataError as exc:
             return f"attempt {attempt}: its copy is not valid: {exc}"
-        document = msgspec.structs.replace(document, path=self._arrays.blobs.location(prefix))
+        document = msgspec.structs.replace(document, path=prefix, store=self.store)
         return Record(document, attempt, copy.digest)
 
 

@@ -6,6 +6,7 @@ the record; success is answered after it. A crash leaves an orphan prefix, which
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import os
@@ -21,7 +22,8 @@ from aq_data.errors import AqDataError, ConflictError, ValidationError
 from aq_data.models.datafile import TYPED_FIELDS, DataFile, FileInfo, NewDataFile, check_file_name, make_id
 from aq_data.models.values import format_instant
 from aq_data.storage.arrays.blobs import Upload
-from aq_data.storage.arrays.store import ArrayStore, group_prefix
+from aq_data.storage.arrays.store import group_prefix
+from aq_data.storage.arrays.stores import Target
 from aq_data.storage.arrays.writing import ArrayWriter
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.store import MetadataStore
@@ -32,6 +34,8 @@ log = logging.getLogger("aq_data")
 
 HELD_BYTES = 16 << 20
 """Values of one-chunk arrays that wait in memory to be written at one go with the rest of a save."""
+DISCARD_SECONDS = 2.0
+"""For undoing a save. Where a store is down its client should not wait for that twice; `gc` has what is left."""
 
 
 def now() -> datetime:
@@ -72,9 +76,9 @@ class Save:
     When the id is already taken nothing is stored: the bytes are only hashed, to tell an honest retry from a conflict.
     """
 
-    def __init__(self, metadata: MetadataStore, arrays: ArrayStore, new: NewDataFile, existing: Record | None) -> None:
-        self._metadata, self._arrays = metadata, arrays
-        self._new, self._existing = new, existing
+    def __init__(self, metadata: MetadataStore, new: NewDataFile, home: Target | Record) -> None:
+        """`home` is where to save, or what has the id already."""
+        self._metadata, self._new, self._home = metadata, new, home
         self.id = new.id or make_id(time.time_ns() // 1_000_000, os.urandom(10))
         self._attempt = secrets.token_hex(8)
         self._writers: list[ArrayWriter | None] = [None] * len(new.arrays)
@@ -91,8 +95,8 @@ class Save:
             raise ValidationError(f"part array:{index} is not declared in the document, or came twice")
         self._array_digests[index] = blake3()
         self._current = index
-        if self._existing is None:
-            self._writers[index] = self._arrays.writer(self.id, self._attempt, self._new.arrays[index])
+        if isinstance(self._home, Target):
+            self._writers[index] = self._home.arrays.writer(self.id, self._attempt, self._new.arrays[index])
 
     async def begin_file(self, name: str, content_type: str) -> None:
         """The bytes that follow are those of an attached file."""
@@ -101,8 +105,8 @@ class Save:
             raise ValidationError(f"two files are named {name!r}", code="bad_name")
         key = secrets.token_hex(8)
         upload = None
-        if self._existing is None:
-            upload = await self._arrays.blobs.upload(file_key(self.id, self._attempt, key))
+        if isinstance(self._home, Target):
+            upload = await self._home.arrays.blobs.upload(file_key(self.id, self._attempt, key))
         self._file = FileWriter(name, content_type, key, upload)
 
     async def write(self, data: memoryview) -> None:
@@ -131,31 +135,35 @@ class Save:
                             await other.flush()
                     self._held = 0
 
-    async def commit(self) -> tuple[DataFile, bool]:
-        """Publish. The document and whether it is new; ConflictError (`id_taken`) when the id holds other content."""
+    async def commit(self, at: datetime | None = None) -> tuple[DataFile, bool]:
+        """Publish. The document and whether it is new; ConflictError (`id_taken`) when the id holds other content.
+
+        `at`: when it counts as saved, for those who save several at once in an order; else now.
+        """
         for index, array in enumerate(self._new.arrays):
             if index not in self._array_digests:
                 await self.begin_array(index)
                 await self.end_part()
-                if self._existing is not None and all(array.shape):
+                if isinstance(self._home, Record) and all(array.shape):
                     raise ValidationError(f"the values of array {array.name!r} are missing: no part array:{index} came")
         digest = self._digest()
-        if self._existing is not None:
-            return self._answer_existing(self._existing, digest), False
-        document = self._document()
-        snapshot = await self._arrays.publish_group(document, self._attempt, digest, [w for w in self._writers if w])
+        if isinstance(self._home, Record):
+            return self._answer_existing(self._home, digest), False
+        document, arrays = self._document(self._home.name, at or now()), self._home.arrays
+        snapshot = await arrays.publish_group(document, self._attempt, digest, [w for w in self._writers if w])
+        await self._home.confirm()
         self._publishing = True
         existing = await self._metadata.insert(Record(document, self._attempt, digest))
         if existing is None:
             if snapshot is not None:
-                await self._arrays.keep_snapshot(snapshot)
+                await arrays.keep_snapshot(snapshot)
             return document, True
-        await self._arrays.blobs.remove(f"{self.id}/{self._attempt}")
+        await arrays.blobs.remove(f"{self.id}/{self._attempt}")
         return self._answer_existing(existing, digest), False
 
     async def discard(self) -> None:
         """Undo what was stored. Once publishing has begun its outcome may be unknown: then only `gc` may clean up."""
-        if self._publishing:
+        if self._publishing or isinstance(self._home, Record):
             return
         for writer in self._writers:
             if writer is not None:
@@ -163,13 +171,14 @@ class Save:
         if self._file is not None:
             await self._file.discard()
         try:
-            await self._arrays.blobs.remove(f"{self.id}/{self._attempt}")
-        except AqDataError as exc:
+            async with asyncio.timeout(DISCARD_SECONDS):
+                await self._home.arrays.blobs.remove(f"{self.id}/{self._attempt}")
+        except (AqDataError, TimeoutError) as exc:
             log.warning("an abandoned save left blobs for gc", extra={"fields": {"id": self.id, "error": str(exc)}})
 
     def _digest(self) -> str:
-        """BLAKE3 over the canonical document (without its id), every array and every file."""
-        canonical = msgspec.structs.replace(self._new, id=None)
+        """BLAKE3 over the canonical document (without id and store), every array and every file."""
+        canonical = msgspec.structs.replace(self._new, id=None, store=msgspec.UNSET)
         total = blake3(msgspec.json.encode(canonical, order="deterministic"))
         for index in range(len(self._new.arrays)):
             total.update(self._array_digests[index].digest())
@@ -177,8 +186,8 @@ class Save:
             total.update(msgspec.json.encode([info.name, info.content_type, info.size, info.sha256]))
         return str(total.hexdigest())
 
-    def _document(self) -> DataFile:
-        saved_at = format_instant(now())
+    def _document(self, store: str, at: datetime) -> DataFile:
+        saved_at = format_instant(at)
         infos = tuple(writer.info for writer in self._writers if writer is not None)
         typed = {field: getattr(self._new, field) for field in TYPED_FIELDS}
         return DataFile(
@@ -192,7 +201,8 @@ class Save:
             size=sum(info.nbytes for info in infos) + sum(info.size for info in self._files),
             arrays=infos,
             files=tuple(self._files),
-            path=self._arrays.blobs.location(group_prefix(self.id, self._attempt)),
+            path=group_prefix(self.id, self._attempt),
+            store=store,
         )
 
     def _answer_existing(self, existing: Record, digest: str) -> DataFile:

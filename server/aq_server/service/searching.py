@@ -9,7 +9,6 @@ import msgspec
 
 from aq_data.errors import QueryError
 from aq_data.models.columns import field_segments, projected
-from aq_data.models.datafile import DataFile
 from aq_data.models.paths import parse_path, parse_sort
 from aq_data.models.query import All, Node, Words, nodes_of, parse_filter
 from aq_data.models.structs import resolve
@@ -63,7 +62,7 @@ class Searching:
             raise QueryError(f"`fields` are at most {MAX_FIELDS} paths, not {len(request.fields)}")
         node = _parsed(request.filter, request.text)
         page = await self._metadata.search(node, parse_sort(request.sort), limit, request.cursor, request.include_deleted)
-        documents = [await self._present(document) for document in page.documents]
+        documents = await self._presented(page.documents)
         words = tuple(dict.fromkeys(word for one in nodes_of(node) if isinstance(one, Words) for word in one.words))
         # A page of large documents would keep everybody else waiting.
         shown = await asyncio.to_thread(_highlights, documents, words) if words else None
@@ -71,11 +70,10 @@ class Searching:
             documents = await asyncio.to_thread(_projected, documents, [field_segments(field) for field in request.fields])
         return Found(documents, page.total, page.total_is_exact, page.cursor, shown)
 
-    async def _present(self, document: msgspec.Raw) -> msgspec.Raw:
-        """A document as `GET` answers it: an open sweep's has the extents of now."""
-        if b'"state":"open"' not in bytes(document):
-            return document
-        return msgspec.Raw(msgspec.json.encode(await self._growing.present(msgspec.json.decode(document, type=DataFile))))
+    async def _presented(self, documents: list[msgspec.Raw]) -> list[msgspec.Raw]:
+        """Documents as `GET` answers them."""
+        found = await self._growing.present_json([bytes(document) for document in documents])
+        return [msgspec.Raw(document) for document in found]
 
     async def count(self, filter: dict[str, Any], text: str | None) -> int:
         return await self._metadata.count(_parsed(filter, text))

@@ -15,16 +15,16 @@ __all__ = ["SnapshotMaintenance"]
 
 
 class SnapshotMaintenance:
-    """Safe beside running servers, as `Maintenance` is."""
+    """Of one store. Safe beside running servers, as `Maintenance` is."""
 
-    def __init__(self, metadata: MetadataStore, arrays: ArrayStore) -> None:
-        self._metadata, self._arrays = metadata, arrays
+    def __init__(self, metadata: MetadataStore, arrays: ArrayStore, store: str) -> None:
+        self._metadata, self._arrays, self._store = metadata, arrays, store
 
     async def orphans(self, older_than: float, delete: bool) -> AsyncIterator[BlobEntry]:
-        """What no record refers to, removed when `delete`."""
+        """What no record of a DataFile in this store refers to, removed when `delete`."""
         latest = time.time() - older_than
         found = [entry async for entry in self._arrays.blobs.walk(SNAPSHOTS) if entry.modified <= latest]
-        known = await self._metadata.snapshots() if found else set()
+        known = await self._metadata.snapshots(self._store) if found else set()
         for entry in found:
             hash = entry.key.removeprefix(f"{SNAPSHOTS}/").removesuffix(".json")
             if hash not in known and (not delete or await self._remove(entry.key, hash)):
@@ -41,7 +41,7 @@ class SnapshotMaintenance:
         except NotFoundError:
             return False
         await self._arrays.blobs.remove(key)
-        if hash in await self._metadata.snapshots():
+        if await self._metadata.needs_snapshot(self._store, hash):
             await self._arrays.keep_snapshot(Snapshot(hash, content))
             return False
         return True

@@ -126,6 +126,7 @@ class SweepMaintenance:
         id = document.id
         try:
             plan = msgspec.json.decode(await self._arrays.blobs.get(plan_key(id, attempt)), type=Plan)
+            plan = msgspec.structs.replace(plan, store=document.store)
         except (AqDataError, msgspec.DecodeError) as exc:
             return f"attempt {attempt}: its plan cannot be read: {exc}"
         info = document.sweep or SweepInfo()

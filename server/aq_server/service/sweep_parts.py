@@ -14,7 +14,7 @@ from aq_data.models.sweep import (
 )
 from aq_data.storage.arrays.manifest import block_key
 from aq_data.storage.arrays.payload import decode_text
-from aq_data.storage.arrays.store import ArrayStore
+from aq_data.storage.arrays.stores import ArrayStores
 from aq_data.storage.metadata.store import MetadataStore
 from aq_server.service.folding import Folding
 from aq_server.service.growing import Growing
@@ -31,7 +31,7 @@ class SweepParts:
     """The stores and the background of one process. `webhooks` are the addresses that a sweep may name."""
 
     metadata: MetadataStore
-    arrays: ArrayStore
+    stores: ArrayStores
     growing: Growing
     folding: Folding
     signals: Signals
@@ -41,8 +41,9 @@ class SweepParts:
     async def store_large(self, plan: Plan, payload: bytes) -> str:
         """Put the values of a block into a blob of its own; its `ref`."""
         ref = secrets.token_hex(8)
-        await self.arrays.blobs.put_many([(block_key(plan.id, plan.attempt, ref), lambda: payload)])
-        await self.arrays.blobs.settle(f"{plan.id}/{plan.attempt}/blocks")
+        blobs = (await self.stores.at(plan.store)).blobs
+        await blobs.put_many([(block_key(plan.id, plan.attempt, ref), lambda: payload)])
+        await blobs.settle(f"{plan.id}/{plan.attempt}/blocks")
         return ref
 
 

@@ -75,7 +75,7 @@ class Sweeps:
         """Seal the log, fold the rest, publish the plain group; the finished document. A repeat gives the same answer."""
         plan, _ = await self._parts.metadata.sweeps.get(id.lower())
         await self._parts.metadata.sweeps.seal(plan.id, outcome, ending, format_instant(now()), user or "")
-        return await self._parts.folding.finish(plan)
+        return await self._parts.growing.present(await self._parts.folding.finish(plan))
 
     async def status(self, id: str) -> SweepStatus:
         """The state of a sweep, also of one that has ended."""

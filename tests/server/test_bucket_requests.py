@@ -1,0 +1,77 @@
+"""What the operations cost in requests to the bucket, and how many of them wait for one another."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray
+from aq_server.commands.serving import running
+from aq_server.config import ServerConfig
+from services.proxying import rounds
+
+import aq_data
+
+SMALL = xarray.Dataset({"iq": (("flux",), np.arange(5.0))}, {"flux": np.arange(5.0)})
+
+
+@pytest.fixture
+def counted(proxied, data):
+    """A client of a server on a bucket that is 50 ms away, and the proxy between them."""
+    bucket, proxy = proxied
+    proxy.latency = 0.05
+    with running(ServerConfig(data=str(data), port=0, stores=bucket.as_default())) as url, aq_data.connect(url) as client:
+        client.save(None, name="first")  # the connection and the credentials
+        yield client, proxy
+
+
+@pytest.mark.services
+def test_a_small_save_is_one_round_of_one_request_for_each_object(counted):
+    """Two of an array and its chunk, two of its coordinate, one of the group; a file attached to it is a request before."""
+    client, proxy = counted
+    with proxy.recording() as made:
+        client.save(SMALL, name="T1")
+    assert [request.method for request in made] == [made[0].method] * 5
+    assert rounds(made) == 1
+    with proxy.recording() as made:
+        client.save(SMALL, name="T1", files=[__file__])
+    assert (len(made), rounds(made)) == (6, 2)
+
+
+@pytest.mark.services
+def test_a_slice_is_one_request_for_each_chunk_and_one_round(counted):
+    """Also of many chunks, of which none waits for another; what it costs does not depend on what lies beside."""
+    client, proxy = counted
+    file = client.save({"matrix": np.arange(1 << 20, dtype="f8").reshape(1024, 1024)}, name="T1")
+    array = file["matrix"]
+    with proxy.recording() as made:
+        assert array[5, 7] == 5 * 1024 + 7
+    assert [request.method for request in made] == ["GET"]
+    with proxy.recording() as made:
+        assert array[:, 3].shape == (1024,)
+    assert 1 < len(made) <= 16
+    assert rounds(made) == 1
+
+
+@pytest.mark.services
+def test_a_change_is_one_request_and_a_deletion_two(counted):
+    """The metadata copy; and the mark that says so before."""
+    client, proxy = counted
+    file = client.save(SMALL, name="T1")
+    with proxy.recording() as made:
+        client.update(file.id, {"comment": "good"})
+    assert len(made) == 1
+    with proxy.recording() as made:
+        client.delete(file.id)
+    assert (len(made), rounds(made)) == (2, 2)
+
+
+@pytest.mark.services
+def test_an_attached_file_is_read_by_two_requests(counted, tmp_path):
+    """Its size, which the answer begins with, and its bytes."""
+    client, proxy = counted
+    note = tmp_path / "notes.txt"
+    note.write_bytes(b"0123456789" * 1000)
+    file = client.save(None, name="T1", files=[note])
+    with proxy.recording() as made:
+        assert file.read_file("notes.txt") == note.read_bytes()
+    assert len(made) == 2
