@@ -22,13 +22,14 @@ import dataclasses
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
-from pymongo import AsyncMongoClient, ReadPreference, UpdateOne
+from pymongo import AsyncMongoClient, ReadPreference
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.errors import ConnectionFailure, DuplicateKeyError, PyMongoError, ServerSelectionTimeoutError
+from pymongo.errors import BulkWriteError, ConnectionFailure, DuplicateKeyError, PyMongoError, ServerSelectionTimeoutError
 
 from aq_data.errors import CorruptionError, UnavailableError
 from aq_data.models.datafile import DataFile, DataFileId
@@ -61,6 +62,8 @@ TRIES = 4
 PAUSE = 0.2
 """Seconds before the second try; each further pause is twice as long. An election takes the driver's own waiting besides."""
 AGAIN_SECONDS = 5.0
+KINDS_AT_ONCE = 2_000
+DUPLICATE_KEY = 11000
 SCANNED = 200
 READ = {"document": 1, "snapshot": 1, "apart": 1, "attempt": 1, "digest": 1}
 KNOWN = {**READ, "deleted": 1, "barred": 1}
@@ -268,11 +271,9 @@ class MongoStore(MetadataStore):
         new = set(quantities) - self._known_quantities
         if new:
             kinds = await self.collection("kinds")
-            rows = [
-                UpdateOne({"_id": f"{path}\0{kind}"}, {"$setOnInsert": {"path": path, "kind": kind}}, upsert=True)
-                for path, kind in sorted(new)
-            ]
-            await self.again(lambda: kinds.bulk_write(rows, ordered=False))
+            rows = [{"_id": f"{path}\0{kind}", "path": path, "kind": kind} for path, kind in sorted(new)]
+            for first in range(0, len(rows), KINDS_AT_ONCE):
+                await self.again(partial(_add, kinds, rows[first : first + KINDS_AT_ONCE]))
             self._known_quantities |= new
 
     async def bar(self, id: DataFileId, key: str) -> None:
@@ -412,6 +413,15 @@ class MongoStore(MetadataStore):
         if self._opening is not None:
             self._opening.cancel()
         await self._client.close()
+
+
+async def _add(collection: AsyncCollection[Row], rows: list[Row]) -> None:
+    """Add those of some equal documents that are not there."""
+    try:
+        await collection.insert_many(rows, ordered=False)
+    except BulkWriteError as exc:
+        if any(error["code"] != DUPLICATE_KEY for error in (exc.details or {}).get("writeErrors", ())):
+            raise
 
 
 def pauses() -> Iterator[float | None]:
