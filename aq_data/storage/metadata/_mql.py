@@ -1,7 +1,8 @@
 """The only place that writes MQL of searches: filters, pages, totals, distinct values. `_mongo_records` has the fields.
 
-Nearly every node compiles exactly. Elements of lists are not in the index as such: there a filter is an upper bound, all
-that may match, and what it finds is judged by `models.matching` (`is_exact`).
+Nearly every node compiles exactly. Elements of lists are not in the index as such, and of very many conditions only the
+first are asked: there a filter is an upper bound, all that may match, and what it finds is judged by `models.matching`
+(`is_exact`).
 
 What may be found in a snapshot (`_shared`) was looked up there first; the records that have it are found by its hash.
 """
@@ -49,6 +50,9 @@ BASE_KINDS: tuple[Kind, ...] = ("number", "text", "null", "bool", "date", "nan",
 DISTINCT_KINDS: tuple[Kind, ...] = ("bool", "date", "number", "text")
 
 _OPERATORS = {"eq": "$eq", "gt": "$gt", "gte": "$gte", "lt": "$lt", "lte": "$lte"}
+WIDE = 60
+"""Conditions of one conjunction that MongoDB is asked: its planner takes time with their square (half a second of it for
+500, 17 for 3000) and heeds no limit of time."""
 _NOTHING: dict[str, Any] = {"_id": {"$in": []}}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -60,13 +64,27 @@ Pipeline = list[dict[str, Any]]
 
 def is_exact(node: Node, shared: Shared = NO_SNAPSHOTS) -> bool:
     """Whether the compiled filter finds what matches and nothing else."""
-    return None not in shared.values() and not any(isinstance(one, Element) for one in nodes_of(node))
+    return None not in shared.values() and not any(
+        isinstance(one, Element) or (isinstance(one, All) and len(_asked(one)) < len(one.children)) for one in nodes_of(node)
+    )
+
+
+def _asked(node: All) -> list[Node]:
+    """The first of its conditions, as many as MongoDB is asked."""
+    asked: list[Node] = []
+    count = 0
+    for child in node.children:
+        count += sum(1 for _ in nodes_of(child))
+        if asked and count > WIDE:
+            break
+        asked.append(child)
+    return asked
 
 
 def is_indexed(node: Node) -> bool:
     """Whether whatever matches has some term, so that the index leads to it, and to no tombstone."""
     if isinstance(node, All):
-        return any(map(is_indexed, node.children))
+        return any(map(is_indexed, _asked(node)))
     if isinstance(node, AnyOf):
         return all(map(is_indexed, node.children))
     if isinstance(node, Element):
@@ -98,7 +116,10 @@ def compile_filter(node: Node, under: str = "t", *, shared: Shared = NO_SNAPSHOT
             return {"$or": [own, {name: {"$exists": True}}]} if is_upper else own
         return {"$or": [own, {name: {"$in": hashes}}]} if hashes else own
     if isinstance(node, All):
-        return _all_of([compile_filter(child, under, shared=shared, is_upper=is_upper) for child in node.children])
+        asked = _asked(node)
+        if not is_upper and len(asked) < len(node.children):
+            return _NOTHING
+        return _all_of([compile_filter(child, under, shared=shared, is_upper=is_upper) for child in asked])
     if isinstance(node, AnyOf):
         return _compile_any(node, under, shared, is_upper)
     if isinstance(node, Not):
