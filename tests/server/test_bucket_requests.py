@@ -78,11 +78,15 @@ def test_an_attached_file_is_read_by_two_requests(counted, tmp_path):
 
 
 @pytest.mark.services
-def test_a_snapshot_of_the_instruments_is_looked_for_and_stored_once(counted):
-    """Two requests more, before and after; the first time also a look whether the bucket is there, and the snapshot."""
+def test_a_snapshot_of_the_instruments_is_looked_for_and_stored_once(counted, bucket):
+    """Two requests more, beside the others and after the record; the first time also the snapshot.
+
+    The emulator of GCS does not say what it is that is absent, which costs a look whether the bucket is there.
+    """
     client, proxy = counted
+    first = (3, 3) if bucket.url.startswith("s3") else (4, 4)
     vna = {"model": "Z1", "settings": {f"setting_{i}": {"value": i, "unit": "V"} for i in range(1000)}}
-    for more, waits in ((4, 5), (2, 3)):
+    for more, waits in (first, (2, 2)):
         with proxy.recording() as made:
             client.save(SMALL, name="T1", instruments={"vna": vna})
         assert (len(made), rounds(made)) == (5 + more, waits)

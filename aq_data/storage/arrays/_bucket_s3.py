@@ -21,6 +21,9 @@ from aq_data.storage.arrays.blobs import BlobEntry
 __all__ = ["S3Bucket", "session"]
 
 
+_BEYOND_END = ("InvalidRange", "416")
+
+
 class S3Bucket(Bucket):
     """A bucket of Amazon S3, or of a server that speaks like it."""
 
@@ -84,7 +87,7 @@ class S3Bucket(Bucket):
         try:
             answer = await client.get_object(Bucket=self._name, Key=key, **wanted)
         except botocore.exceptions.ClientError as exc:
-            if exc.response.get("Error", {}).get("Code") in ("InvalidRange", "416"):
+            if exc.response.get("Error", {}).get("Code") in _BEYOND_END:
                 return b""
             raise
         async with answer["Body"] as body:
@@ -94,8 +97,19 @@ class S3Bucket(Bucket):
         return data if "ContentRange" in answer or not wanted else data[start:stop]
 
     async def size(self, key: str) -> int:
+        """By a read of one byte: an answer to HEAD has no body to say whether the key or the whole bucket is absent."""
         client = await self._client()
-        return int((await client.head_object(Bucket=self._name, Key=key))["ContentLength"])
+        try:
+            answer = await client.get_object(Bucket=self._name, Key=key, Range="bytes=0-0")
+        except botocore.exceptions.ClientError as exc:
+            if exc.response.get("Error", {}).get("Code") in _BEYOND_END:
+                return 0
+            raise
+        async with answer["Body"] as body:
+            if "ContentRange" not in answer:  # the whole is on its way, and is left unread
+                return int(answer["ContentLength"])
+            await body.read()
+        return int(answer["ContentRange"].rpartition("/")[2])
 
     async def copy(self, source: str, target: str) -> None:
         client = await self._client()

@@ -72,31 +72,31 @@ class ArrayStore:
     ) -> Snapshot | None:
         """Store what the writers hold back, every `zarr.json`, and make the whole attempt durable.
 
-        The document's snapshot, when it has one, is stored before what refers to it, and returned: once the record is
-        published, `keep_snapshot` has to be called again, for until then a `gc` may take it.
+        The document's snapshot, when it has one, is stored too, and returned: once the record is published,
+        `keep_snapshot` has to be called again, for until then a `gc` may take it.
         """
-        separate, snapshot = await self._separated(document)
+        separate, snapshot = separated(document)
         prefix = group_prefix(document.id, attempt)
         items = [item for writer in writers for item in writer.pending]
         for array in document.arrays if document.state != "open" else ():
             encoded = msgspec.json.format(msgspec.json.encode(array_document(array)), indent=1)
             items.append((f"{prefix}/{array.name}/zarr.json", lambda encoded=encoded: encoded))  # type: ignore[misc]
         items.append((f"{prefix}/zarr.json", lambda: group_document(separate, digest, snapshot=_hash_of(snapshot))))
-        await self.blobs.put_many(items)
+        storing = [self.blobs.put_many(items), *([self.keep_snapshot(snapshot)] if snapshot is not None else [])]
+        # A failure comes out when nothing is under way any more: who removes what was stored must find all of it.
+        for failure in await asyncio.gather(*storing, return_exceptions=True):
+            if failure is not None:
+                raise failure
         await self.blobs.settle(f"{document.id}/{attempt}")
         return snapshot
 
     async def write_copy(self, document: DataFile, attempt: str, digest: str) -> None:
         """Put the metadata copy of a changed document in place of the old one, after its snapshot when it has one."""
-        separate, snapshot = await self._separated(document)
-        content = group_document(separate, digest, snapshot=_hash_of(snapshot))
-        await self.blobs.replace(f"{group_prefix(document.id, attempt)}/zarr.json", content)
-
-    async def _separated(self, document: DataFile) -> tuple[DataFile, Snapshot | None]:
         separate, snapshot = separated(document)
         if snapshot is not None:
             await self.keep_snapshot(snapshot)
-        return separate, snapshot
+        content = group_document(separate, digest, snapshot=_hash_of(snapshot))
+        await self.blobs.replace(f"{group_prefix(document.id, attempt)}/zarr.json", content)
 
     async def keep_snapshot(self, snapshot: Snapshot) -> None:
         """Make sure that a snapshot lies in the store, durably; what lies there already stays."""
