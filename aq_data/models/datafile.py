@@ -141,6 +141,8 @@ class DataFile(Typed, kw_only=True, forbid_unknown_fields=True):
     files: tuple[FileInfo, ...] = ()
     sweep: SweepInfo | None = None
     """Present when it was measured as a sweep."""
+    intended_store: str | None = None
+    """The store that is to have the blobs, while they wait elsewhere because it did not answer when they came."""
     path: str = ""
     """Where `arrays.zarr` lies: kept is its key in the store, answered the folder path or bucket address that any Zarr
     reader takes (models.placing)."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 from aq_data.errors import QueryError, ValidationError
@@ -256,8 +257,9 @@ class _Parser:
         kind, comparable = self.operand(path, name, value)
         if kind == "object" and is_narrowed:
             # Implied, and found by an index where only single values are in order.
-            few = [term for term in terms_at(path, value) if term.kind in ("number", "text", "bool", "date")][:MEMBERS]
-            members = tuple(Compare(term.path, "eq", term.kind, term.value) for term in few)
+            few = terms_at(path, dict(islice(value.items(), MEMBERS)))
+            single = [term for term in few if term.kind in ("number", "text", "bool", "date")][:MEMBERS]
+            members = tuple(Compare(term.path, "eq", term.kind, term.value) for term in single)
             return _all((*members, Compare(path, "eq", kind, comparable)))
         if kind == "null":
             return AnyOf((Compare(path, "eq", "null", 0), Not(Exists(path))))

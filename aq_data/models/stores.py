@@ -49,7 +49,8 @@ class AddedStore(msgspec.Struct, frozen=True):
 class StoreStatus(msgspec.Struct, frozen=True):
     """A store as it is told of: `kind` is folder, gs, s3 or memory; `default_for` the kinds of DataFiles that go there
     without a word, `*` for all others; `datafiles` how many lie there, exact up to 10,000; `state` is "ok", "closing" while
-    it is being taken away, or what is wrong.
+    it is being taken away, or what is wrong. `fallback` is the store that takes new DataFiles while this one does not
+    answer, "" for none; `waiting` how many lie elsewhere until they are brought here.
     """
 
     name: str
@@ -60,6 +61,8 @@ class StoreStatus(msgspec.Struct, frozen=True):
     datafiles: int
     datafiles_is_exact: bool
     state: str
+    fallback: str = ""
+    waiting: int = 0
 
 
 def check_store_name(name: str) -> None:

@@ -19,7 +19,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp, Receive, Scope, Send
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, Gauge, GCCollector, PlatformCollector, ProcessCollector
 
 from aq_data.errors import ConfigError
 from aq_server.auth import Guard
@@ -40,6 +40,7 @@ from aq_server.service.bulk import Bulk
 from aq_server.service.columns import Columns
 from aq_server.service.comparing import Comparing
 from aq_server.service.datafiles import DataFiles
+from aq_server.service.draining import Draining
 from aq_server.service.folding import Folding
 from aq_server.service.following import Following
 from aq_server.service.growing import Growing
@@ -93,6 +94,10 @@ def build_app(config: ServerConfig, stores: Stores, *, ask_for_tokens: bool) -> 
     reading, searching = Reading(datafiles, growing), Searching(stores.metadata, growing)
     webhooks = frozenset(config.webhooks)
     health = Health(stores.metadata, stores.arrays)
+    waiting = Gauge("aq_data_waiting_datafiles", "Lie elsewhere until brought to this store.", ["store"], registry=registry)
+    for name in stores.arrays.fallbacks:
+        waiting.labels(name).set_function(lambda name=name: health.waiting[name])  # type: ignore[misc]
+    draining = Draining(stores.metadata, stores.arrays, health, signals)
     limit = config.max_save_bytes
     sweeps = Sweeps(SweepParts(stores.metadata, stores.arrays, growing, folding, signals, webhooks, limit))
     provided: dict[str, Any] = {
@@ -114,14 +119,16 @@ def build_app(config: ServerConfig, stores: Stores, *, ask_for_tokens: bool) -> 
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
-        background = asyncio.create_task(folding.run())
+        background = [asyncio.create_task(work.run()) for work in (folding, draining)]
         try:
             yield
         finally:
             signals.stop()
-            background.cancel()
-            await asyncio.gather(background, return_exceptions=True)
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
             await folding.close()
+            await draining.close()
             await health.close()
             await stores.close()
 

@@ -27,6 +27,8 @@ class StoreConfig(BucketOptions, frozen=True, forbid_unknown_fields=True, kw_onl
 
     url: str
     """A folder (`~` is the home folder), `gs://bucket/prefix`, `s3://bucket/prefix`, or `memory:`."""
+    fallback: str | None = None
+    """Store of the configuration that takes new DataFiles while this one does not answer; None refuses them (503)."""
 
 
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

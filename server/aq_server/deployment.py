@@ -75,6 +75,7 @@ def open_stores(config: ServerConfig) -> Stores:
         roots={_parsed("store_roots", normal_allowance, entry): options for entry, options in config.store_roots.items()},
         default=config.default_store,
         of_kind={str(kind): name for kind, name in config.store_of_kind.items()},
+        fallbacks=_fallbacks(config, places),
         scratch=None if config.memory else folder / "scratch",
     )
     for name, place in places.items():
@@ -100,6 +101,17 @@ def _places(config: ServerConfig, default: str) -> dict[str, Place]:
         if name not in places and not config.store_roots:
             raise ConfigError(f"there is no store {name!r} to be a default; there are {', '.join(places)}")
     return places
+
+
+def _fallbacks(config: ServerConfig, places: dict[str, Place]) -> dict[str, str]:
+    """Which store stands in for which; ConfigError for one that is not there, or has a fallback itself."""
+    fallbacks = {name: store.fallback for name, store in config.stores.items() if store.fallback is not None}
+    for name, fallback in fallbacks.items():
+        others = [other for other in places if other not in fallbacks]
+        if fallback not in others:
+            there = ", ".join(others) or "none"
+            raise ConfigError(f"server.stores.{name}.fallback names a store without a fallback (there are {there})")
+    return fallbacks
 
 
 def _parsed(key: str, parse: Callable[[str], T], text: str) -> T:

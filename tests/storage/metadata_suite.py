@@ -969,6 +969,23 @@ class MetadataStoreTests:
 
         within(open_store, body)
 
+    def test_a_lease_is_of_one_at_a_time(self, open_store):
+        """Kept by who has it, let go of by an instant that has passed, taken once it is over."""
+
+        async def body(store):
+            got = await asyncio.gather(*(store.lease("drain", f"owner {i}", 100.0, 110.0) for i in range(8)))
+            assert got.count(True) == 1
+            mine, other = f"owner {got.index(True)}", f"owner {(got.index(True) + 1) % 8}"
+            assert await store.lease("another", other, 100.0, 110.0)
+            assert await store.lease("drain", mine, 105.0, 120.0)
+            assert not await store.lease("drain", other, 119.0, 130.0)
+            assert await store.lease("drain", other, 121.0, 130.0)
+            assert not await store.lease("drain", mine, 122.0, 140.0)
+            assert await store.lease("drain", other, 123.0, 0.0)
+            assert await store.lease("drain", mine, 123.0, 140.0)
+
+        within(open_store, body)
+
     def test_snapshots_are_those_of_the_records_in_a_store(self, open_store):
         """Each store has its own copies of the snapshots that its records refer to."""
         settings = [{"vna": {"settings": {f"s{i}": [f"{k}"] * 10 for i in range(1000)}}} for k in range(3)]

@@ -104,7 +104,7 @@ def test_a_listing_goes_on_over_its_pages_and_a_removal_over_its_batches(bucket,
 
     async def body(store):
         await put(store, dict.fromkeys([*keys, "many-more/1", "many.x"], b"x"))
-        inside = store._opened()
+        inside = await store._opened("")
         whole, at_once = inside.page, type(inside).deleted_at_once
         monkeypatch.setattr(
             inside, "page", lambda prefix, delimiter, following, limit=0: whole(prefix, delimiter, following, 40)
@@ -145,7 +145,7 @@ def test_a_long_upload_holds_a_part_or_two_and_is_there_whole(bucket, monkeypatc
         await upload.discard()
         assert await keys_under(store, "k") == ["k/a", "k/long"]
         if bucket.url.startswith("s3"):
-            client = await store._opened()._client()
+            client = await (await store._opened(""))._client()
             assert "Uploads" not in await client.list_multipart_uploads(Bucket="test-bucket")
 
     within(bucket.open, body)
@@ -179,7 +179,7 @@ def client_of(url, options, look):
     """What `look` finds in the library's object that a store made for itself; nothing is sent."""
 
     async def body(store: BlobStore):
-        inside = store._opened()
+        inside = await store._opened("")
         if url.startswith("s3"):
             await inside._client()
         return look(inside._fs)

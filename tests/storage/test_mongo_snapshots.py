@@ -28,6 +28,7 @@ from aq_data.errors import CorruptionError, QueryError, TooLargeError
 from aq_data.models import snapshots
 from aq_data.models.paths import parse_sort
 from aq_data.models.query import parse_filter
+from aq_data.models.stores import DEFAULT_STORE
 from aq_data.storage.metadata import _mongo_lookups, _mongo_questions, _mongo_snapshots
 from aq_data.storage.metadata.mongo import MongoStore
 from aq_data.storage.metadata.sqlite import SqliteStore
@@ -118,7 +119,7 @@ def test_records_of_an_older_version_are_found_beside_those_that_refer_to_a_snap
                 sort = parse_sort(text)
                 assert await pages(store, query, sort, 3) == expected_ids(everything, query, sort), (query, text)
         assert dict(await store.distinct(path, parse_filter({}), 9)) == dict.fromkeys(range(4), 2)
-        assert len(await store.snapshots()) == 4
+        assert len(await store.snapshots(DEFAULT_STORE)) == 4
         again = changed(before[0], comment="good")
         assert await store.replace(again, 1)
         assert await store.get(again.document.id) == again
@@ -203,7 +204,7 @@ def test_a_snapshot_is_stored_once_and_goes_when_no_record_has_it(open_store, be
 
         await insert_all(store, records)
         assert await store.count(parse_filter({"instruments.vna.model": "ZNB20", "$text": "n3 znb20"})) == 1
-        assert await store.snapshots() == {digest}
+        assert await store.snapshots(DEFAULT_STORE) == {digest}
         [row] = behind["snapshots"].find()
         assert (row["_id"], zlib.decompress(row["content"])) == (digest, msgspec.json.encode(shared))
         assert all(len(row["t"]) < 60 for row in behind["datafiles"].find())
@@ -363,7 +364,7 @@ def test_saves_and_collections_at_once_lose_no_snapshot(open_store):
         stop = True
         await collecting
         await _left(other)
-        assert await store.snapshots() == set()
+        assert await store.snapshots(DEFAULT_STORE) == set()
         assert await store.count(parse_filter({"instruments.vna.model": {"$exists": True}})) == 0
         await other.close()
 
@@ -396,7 +397,7 @@ def test_instruments_that_mongodb_cannot_hold_are_too_large_and_nothing_is_left(
         with pytest.raises(TooLargeError, match="the instruments have"):
             await store.insert(record(instruments={"vna": {"program": "x" * (17 << 20)}}))
         assert await store.count(parse_filter({})) == 0
-        assert await store.snapshots() == set()
+        assert await store.snapshots(DEFAULT_STORE) == set()
 
     within(open_store, body)
     assert behind["snapshots"].count_documents({}) == 0

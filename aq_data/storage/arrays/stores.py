@@ -75,6 +75,8 @@ class Target:
     name: str
     arrays: ArrayStore
     _confirm: Callable[[Target], Awaitable[None]]
+    intended: str | None = None
+    """The store that it belongs to, when this one stands in for it."""
 
     async def confirm(self) -> None:
         """To be called when the blobs are durable, before the DataFile is published: its store is there and takes it.
@@ -106,17 +108,21 @@ class ArrayStores:
         roots: Mapping[str, BucketOptions] | None = None,
         default: str = DEFAULT_STORE,
         of_kind: Mapping[str, str] | None = None,
+        fallbacks: Mapping[str, str] | None = None,
         scratch: Path | None = None,
         open: Callable[[Place], BlobStore] = open_blobs,
     ) -> None:
         """`added` gives the stores that an admin added; `roots` says where they may lie (in the one form of allowances,
         models.stores) and how they are reached.
 
-        New DataFiles without a word go to `of_kind[kind]`, else `default`. `scratch` is as in `ArrayStore`.
+        New DataFiles without a word go to `of_kind[kind]`, else `default`. `fallbacks` names the store that stands in for
+        another, both of the configuration, while that is marked as down. `scratch` is as in `ArrayStore`.
         """
         self._configured = {name: StoreInfo(name, place, "configured") for name, place in configured.items()}
         self._ask, self._roots = added, dict(roots or {})
         self.default, self._of_kind = default, dict(of_kind or {})
+        self.fallbacks: Mapping[str, str] = dict(fallbacks or {})
+        self._down: set[str] = set()
         self._scratch, self._open_blobs_at = scratch, open
         self._added: dict[str, StoreInfo] = {}
         self._asked = float("-inf")
@@ -252,13 +258,28 @@ class ArrayStores:
         """Of what a store is the default: of kinds, and `*` for all others."""
         return [kind for kind, store in sorted(self._of_kind.items()) if store == name] + ["*"] * (self.default == name)
 
-    async def target(self, store: str | msgspec.UnsetType, kind: str) -> Target:
-        """The store for a new DataFile. ValidationError, with the names there are, for one that takes none."""
+    def mark(self, name: str, *, is_down: bool) -> None:
+        """Say whether a store that has a fallback answers, as far as this server knows."""
+        (self._down.add if is_down else self._down.discard)(name)
+
+    def is_down(self, name: str) -> bool:
+        """Whether it was marked so."""
+        return name in self._down
+
+    async def target(self, store: str | msgspec.UnsetType, kind: str, *, may_fall_back: bool = False) -> Target:
+        """The store for a new DataFile. ValidationError, with the names there are, for one that takes none.
+
+        Of a store that is marked as down it is the fallback with `may_fall_back`, and UnavailableError without.
+        """
         name = self._of_kind.get(kind, self.default) if isinstance(store, msgspec.UnsetType) else store
         info = await self._find(name)
         if info is None or info.closing:
             there = {info.name: info for info in await self.infos()}
             info = there.get(name)
+        if name in self._down and not may_fall_back:
+            raise UnavailableError(f"the store {name!r} does not answer; try again, or name another")
+        if name in self._down:
+            return Target(self.fallbacks[name], await self.at(self.fallbacks[name]), self._confirm, name)
         if info is not None and not info.closing:
             return Target(name, await self.at(name), self._confirm)
         names = ", ".join(other.name for other in there.values() if not other.closing)

@@ -42,7 +42,7 @@ from bson import Binary
 from aq_data.errors import AqDataError, TooLargeError
 from aq_data.models.datafile import DataFile
 from aq_data.models.matching import Facts
-from aq_data.models.paths import SortKey
+from aq_data.models.paths import MAX_PATH, SortKey
 from aq_data.models.snapshots import Snapshot
 from aq_data.models.terms import TEXT_PREFIX, Kind, Term, sort_key, texts_at
 from aq_data.models.units import QUANTITY
@@ -164,7 +164,7 @@ def stored(record: Record, encoded: bytes, snapshot: Snapshot | None) -> Stored:
     removed = {"t" if is_deleted else "g": ""}
     optional: dict[str, Any] = {
         "snapshot": None if snapshot is None else snapshot.hash,
-        "pid": None if is_deleted else document.pid,
+        "pid": None if is_deleted or document.pid is None else short_pid(document.pid),
         "change": None if record.change is None else msgspec.json.encode(record.change),
     }
     claims = claims_of(optional)
@@ -199,9 +199,14 @@ def claims_of(row: Mapping[str, Any]) -> list[str]:
     return [*([] if snapshot is None else [snapshot]), *([] if pid is None else [pid_key(pid)])]
 
 
+def short_pid(pid: str) -> str:
+    """What stands for a pid outside of its document; itself, unless it is very long."""
+    return pid if len(pid) <= LONG_PID else f"{hashlib.sha256(pid.encode()).hexdigest()} {pid[:20]}"
+
+
 def pid_key(pid: str) -> str:
     """The claim of a pid, and its `_id`; never that of a snapshot."""
-    return f"pid {pid}" if len(pid) <= LONG_PID else f"pid {hashlib.sha256(pid.encode()).hexdigest()} {pid[:20]}"
+    return f"pid {short_pid(pid)}"
 
 
 def make_mark() -> bytes:
@@ -219,7 +224,8 @@ class Found:
 
     @property
     def quantities(self) -> frozenset[tuple[str, Kind]]:
-        return frozenset((term.path, term.kind) for term in self.known if term.kind.startswith(QUANTITY))
+        asked = (term for term in self.known if term.kind.startswith(QUANTITY) and len(term.path) <= 2 * MAX_PATH)
+        return frozenset((term.path, term.kind) for term in asked)
 
 
 def found_by(plain: dict[str, Any], what: str) -> Found:

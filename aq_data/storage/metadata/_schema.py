@@ -24,12 +24,13 @@ __all__ = [
     "FORGET_SWEEP",
     "INSERT_BLOCK",
     "INSERT_SWEEP",
+    "LATER",
     "PRAGMAS",
     "SCHEMA",
     "SCHEMA_VERSION",
     "SNAPSHOT",
-    "STORES",
     "SWEEP",
+    "TERM_TABLES",
     "UNFINISHED",
     "UNFOLDED_BYTES",
     "UPDATE_SWEEP",
@@ -38,6 +39,9 @@ __all__ = [
 SCHEMA_VERSION = 5
 """1: records and terms. 2: sweeps. 3: facts, words and facets beside the terms, pids, changes, snapshots. 4: terms in two
 generations. 5: no digests of objects among them."""
+
+TERM_TABLES = ("settled_terms", "recent_terms")
+"""What the view `terms` is made of."""
 
 SNAPSHOT = ("", "snapshot")
 """Path and kind of the term that says which snapshot a document has; no filter leads there."""
@@ -100,10 +104,9 @@ INDEX = (
         shared INTEGER NOT NULL DEFAULT 0,
         n INTEGER NOT NULL DEFAULT 0,
         UNIQUE (path, kind))""",
-    f"CREATE TABLE IF NOT EXISTS settled_terms {_TERMS}",
-    f"CREATE TABLE IF NOT EXISTS recent_terms {_TERMS}",
+    *(f"CREATE TABLE IF NOT EXISTS {table} {_TERMS}" for table in TERM_TABLES),
     # SQLite asks both tables through their keys, and walks both at once in their order.
-    "CREATE VIEW IF NOT EXISTS terms AS SELECT p, v, d FROM settled_terms UNION ALL SELECT p, v, d FROM recent_terms",
+    "CREATE VIEW IF NOT EXISTS terms AS " + " UNION ALL ".join(f"SELECT p, v, d FROM {table}" for table in TERM_TABLES),
     "CREATE TABLE IF NOT EXISTS facts (d INTEGER, p INTEGER, v NOT NULL, PRIMARY KEY (d, p, v)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS facets (p INTEGER, v NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (p, v)) WITHOUT ROWID",
     # Words come folded and separated by blanks (models.words); beyond ASCII everything is a letter to this tokenizer.
@@ -133,8 +136,11 @@ SWEEPS = (
         UNIQUE (sweep, seq))""",
 )
 
-STORES = "CREATE TABLE IF NOT EXISTS stores (name TEXT PRIMARY KEY, store BLOB NOT NULL) WITHOUT ROWID"
-"""Came after version 3 and stands alone, so that it is made wherever it is absent."""
+LATER = (
+    "CREATE TABLE IF NOT EXISTS stores (name TEXT PRIMARY KEY, store BLOB NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS leases (name TEXT PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL) WITHOUT ROWID",
+)
+"""Came after version 3 and stand alone, so that they are made wherever they are absent."""
 
 SCHEMA = (*RECORDS, *INDEX, *SWEEPS, f"PRAGMA user_version={SCHEMA_VERSION}")
 

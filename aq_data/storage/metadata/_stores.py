@@ -1,4 +1,4 @@
-"""Stores that admins added, on SQLite: a row each."""
+"""Stores that admins added, on SQLite: a row each; and leases."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 from aq_data.models.stores import AddedStore
 
-__all__ = ["change_store"]
+__all__ = ["change_store", "take_lease"]
 
 
 def change_store(connection: sqlite3.Connection, before: AddedStore | None, after: AddedStore | None) -> bool:
@@ -24,3 +24,13 @@ def change_store(connection: sqlite3.Connection, before: AddedStore | None, afte
     else:
         connection.execute("INSERT OR REPLACE INTO stores VALUES (?, ?)", (known.name, msgspec.json.encode(after)))
     return True
+
+
+def take_lease(connection: sqlite3.Connection, name: str, owner: str, now: float, until: float) -> bool:
+    """`MetadataStore.lease` inside a transaction."""
+    done = connection.execute(
+        "INSERT INTO leases VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET owner=excluded.owner, until=excluded.until "
+        "WHERE until < ? OR owner = excluded.owner",
+        (name, owner, until, now),
+    )
+    return done.rowcount == 1

@@ -20,15 +20,16 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
-from pymongo import AsyncMongoClient, ReadPreference, UpdateOne
+from pymongo import AsyncMongoClient, ReadPreference
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.errors import ConnectionFailure, DuplicateKeyError, PyMongoError, ServerSelectionTimeoutError
+from pymongo.errors import BulkWriteError, ConnectionFailure, DuplicateKeyError, PyMongoError, ServerSelectionTimeoutError
 
 from aq_data.errors import CorruptionError, UnavailableError
 from aq_data.models.datafile import DataFile, DataFileId
@@ -60,6 +61,9 @@ Row = dict[str, Any]
 TRIES = 4
 PAUSE = 0.2
 """Seconds before the second try; each further pause is twice as long. An election takes the driver's own waiting besides."""
+AGAIN_SECONDS = 5.0
+KINDS_AT_ONCE = 2_000
+DUPLICATE_KEY = 11000
 SCANNED = 200
 READ = {"document": 1, "snapshot": 1, "apart": 1, "attempt": 1, "digest": 1}
 KNOWN = {**READ, "deleted": 1, "barred": 1}
@@ -71,7 +75,7 @@ class MongoStore(MetadataStore):
     def __init__(self, url: str, database: str = "aq_data") -> None:
         self._client: AsyncMongoClient[Row] = open_client(url)
         self._name = database
-        self._opening = asyncio.Lock()
+        self._opening: asyncio.Task[AsyncDatabase[Row]] | None = None
         self._database: AsyncDatabase[Row] | None = None
         self._known_quantities: set[tuple[str, str]] = set()
         self._parts = Parts(self)
@@ -84,10 +88,16 @@ class MongoStore(MetadataStore):
     async def collection(self, name: str) -> AsyncCollection[Row]:
         """A collection of the database, which is made ready when first asked for."""
         if self._database is None:
-            async with self._opening:
-                if self._database is None:
-                    self._database = await self._prepared()
+            # All who ask wait for one attempt, and hear of its failure together; the next who asks tries again.
+            if self._opening is None:
+                self._opening = asyncio.create_task(self._prepared())
+                self._opening.add_done_callback(self._opened)
+            self._database = await asyncio.shield(self._opening)
         return self._database[name]
+
+    def _opened(self, task: asyncio.Task[AsyncDatabase[Row]]) -> None:
+        if task.cancelled() or task.exception() is not None:
+            self._opening = None
 
     async def _prepared(self) -> AsyncDatabase[Row]:
         # Whatever the address says: a member that lags behind would not have what was acknowledged.
@@ -261,11 +271,9 @@ class MongoStore(MetadataStore):
         new = set(quantities) - self._known_quantities
         if new:
             kinds = await self.collection("kinds")
-            rows = [
-                UpdateOne({"_id": f"{path}\0{kind}"}, {"$setOnInsert": {"path": path, "kind": kind}}, upsert=True)
-                for path, kind in sorted(new)
-            ]
-            await self.again(lambda: kinds.bulk_write(rows, ordered=False))
+            rows = [{"_id": f"{path}\0{kind}", "path": path, "kind": kind} for path, kind in sorted(new)]
+            for first in range(0, len(rows), KINDS_AT_ONCE):
+                await self.again(partial(_add, kinds, rows[first : first + KINDS_AT_ONCE]))
             self._known_quantities |= new
 
     async def bar(self, id: DataFileId, key: str) -> None:
@@ -396,18 +404,45 @@ class MongoStore(MetadataStore):
                     await asyncio.sleep(pause)
         raise AssertionError("the last pause is None")
 
+    async def lease(self, name: str, owner: str, now: float, until: float) -> bool:
+        leases = await self.collection("leases")
+        free = {"_id": name, "$or": [{"until": {"$lt": now}}, {"owner": owner}]}
+        change = {"$set": {"owner": owner, "until": until}}
+        with border():
+            try:
+                await self.again(lambda: leases.update_one(free, change, upsert=True))
+            except DuplicateKeyError:
+                return False
+        return True
+
     async def check(self) -> None:
         meta = await self.collection("meta")
         with border():
             await meta.update_one({"_id": "check"}, {"$set": {"at": time.time()}}, upsert=True)
 
     async def close(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
         await self._client.close()
 
 
-def pauses() -> list[float | None]:
-    """Before each further try so many seconds; None is the end."""
-    return [*(PAUSE * 2**i for i in range(TRIES - 1)), None]
+async def _add(collection: AsyncCollection[Row], rows: list[Row]) -> None:
+    """Add those of some equal documents that are not there."""
+    try:
+        await collection.insert_many(rows, ordered=False)
+    except BulkWriteError as exc:
+        if any(error["code"] != DUPLICATE_KEY for error in (exc.details or {}).get("writeErrors", ())):
+            raise
+
+
+def pauses() -> Iterator[float | None]:
+    """Before each further try so many seconds; None is the end. A try that took long is not followed by many."""
+    began = time.monotonic()
+    for i in range(TRIES - 1):
+        if time.monotonic() - began > AGAIN_SECONDS:
+            break
+        yield PAUSE * 2**i
+    yield None
 
 
 def check_not_barred(row: Row, keys: Collection[str]) -> None:

@@ -36,9 +36,9 @@ from aq_data.storage.metadata._entries import Stored
 from aq_data.storage.metadata._functions import handing, install
 from aq_data.storage.metadata._index import BACKLOG, TermIndex
 from aq_data.storage.metadata._plan import Question
-from aq_data.storage.metadata._schema import SCHEMA, SCHEMA_VERSION, STORES
+from aq_data.storage.metadata._schema import LATER, SCHEMA, SCHEMA_VERSION
 from aq_data.storage.metadata._snapshots import put_apart
-from aq_data.storage.metadata._stores import change_store
+from aq_data.storage.metadata._stores import change_store, take_lease
 from aq_data.storage.metadata._sweeps import SqliteSweeps
 from aq_data.storage.metadata.cursors import Cursor
 from aq_data.storage.metadata.record import Record
@@ -114,7 +114,8 @@ class SqliteStore(MetadataStore):
         if version < SCHEMA_VERSION:
             for statement in SCHEMA:
                 connection.execute(statement)
-        connection.execute(STORES)
+        for statement in LATER:
+            connection.execute(statement)
         newest = connection.execute("SELECT value FROM progress WHERE name='format'").fetchone()[0]
         connection.execute("COMMIT")
         if newest > FORMAT:
@@ -348,6 +349,9 @@ class SqliteStore(MetadataStore):
 
     async def change_store(self, before: AddedStore | None, after: AddedStore | None) -> bool:
         return await self.write(lambda connection: change_store(connection, before, after))
+
+    async def lease(self, name: str, owner: str, now: float, until: float) -> bool:
+        return await self.write(lambda connection: take_lease(connection, name, owner, now, until))
 
     async def check(self) -> None:
         # Taking the write lock and letting go shows that the disk, the file and the lock all work.

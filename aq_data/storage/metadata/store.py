@@ -170,6 +170,13 @@ class MetadataStore(ABC):
         """
 
     @abstractmethod
+    async def lease(self, name: str, owner: str, now: float, until: float) -> bool:
+        """Take the named lease, or keep it, until the instant `until` (seconds since 1970); False while it is another's.
+
+        Letting go of it early is `until` = 0. As everywhere here a lease saves work, and protects nothing.
+        """
+
+    @abstractmethod
     async def check(self) -> None:
         """Return when the database answers and takes writes; raise otherwise."""
 

@@ -14,7 +14,9 @@ from aq_server.service.health import Health
 
 __all__ = ["OperationRoutes"]
 
-_READINESS = json_object('`status`; `metadata` and, by name, `stores`: "ok", or what is wrong.')
+_READINESS = json_object(
+    '`status`; `metadata` and, by name, `stores`: "ok", or what is wrong; `waiting`: DataFiles by the store they wait for.'
+)
 
 
 class OperationRoutes(Controller):
@@ -46,7 +48,7 @@ class OperationRoutes(Controller):
         operation_class=operation(
             success={
                 200: ("`ready` or `degraded`.", {JSON: _READINESS}),
-                503: ("`unavailable`: the database or the default store is down.", {JSON: _READINESS}),
+                503: ("`unavailable`: the database, or the default store and its fallback, is down.", {JSON: _READINESS}),
             }
         ),
     )

@@ -20,7 +20,9 @@ __all__ = ["StoreRoutes"]
 
 _STATUS = json_object(
     "`name`, `kind` (folder, gs, s3, memory), `root`, `origin` (configured, added), `default_for` (kinds; `*` for all "
-    'others), `datafiles` (exact up to 10,000: `datafiles_is_exact`), `state` ("ok", "closing", or what is wrong).'
+    'others), `datafiles` (exact up to 10,000: `datafiles_is_exact`), `state` ("ok", "closing", or what is wrong), '
+    "`fallback` (the store that takes new DataFiles while this one does not answer), `waiting` (DataFiles that lie "
+    "elsewhere until they are brought here)."
 )
 
 

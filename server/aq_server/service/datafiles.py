@@ -79,7 +79,7 @@ class DataFiles:
             new = msgspec.structs.replace(new, user=user)
         new = check_new(new)
         existing = await self.metadata.get(new.id) if new.id is not None else None
-        return Save(self.metadata, new, existing or await self.stores.target(new.store, new.kind))
+        return Save(self.metadata, new, existing or await self.stores.target(new.store, new.kind, may_fall_back=True))
 
     async def get(self, id: str, include_deleted: bool = False) -> Record:
         """The record; NotFoundError, with code `deleted` for a tombstone unless those are included."""
@@ -171,6 +171,8 @@ class DataFiles:
             raise NotFoundError(f"DataFile {id} has no file {name[:80]!r}; it has {names}")
         blobs, key = (await self.stores.at(record.document.store)).blobs, file_key(id, record.attempt, info.key)
         if await _stored_size(blobs, key) != info.size:
+            if (await self.get(id)).attempt != record.attempt:
+                return await self.open_file(id, name)  # it was brought to another store
             raise CorruptionError(f"file {name!r} of DataFile {id} is missing or not as long as recorded")
 
         async def read(start: int, stop: int) -> AsyncIterator[bytes]:
@@ -202,6 +204,8 @@ class DataFiles:
             raise
 
         def add(document: DataFile, now: str) -> DataFile:
+            if document.path != record.document.path:
+                raise UnavailableError(f"DataFile {id} was brought to another store meanwhile; attach the file again")
             known = next((other for other in document.files if other.name == name), None)
             if known is not None and known.sha256 != info.sha256:
                 raise ConflictError(f"DataFile {id} has another file {name!r}; attach it under a new name", code="finished")

@@ -33,12 +33,14 @@ Whoever asks while it goes on is told so at once: in an outage too readiness is 
 class Readiness(msgspec.Struct, frozen=True):
     """`ready` takes requests; `degraded` does, but for what lies in a store that is down; `unavailable` does not.
 
-    `metadata` and each of `stores` are "ok", or what is wrong.
+    `metadata` and each of `stores` are "ok", or what is wrong. `waiting` tells of each store with a fallback how many
+    DataFiles lie elsewhere until they are brought there.
     """
 
     status: Literal["ready", "degraded", "unavailable"]
     metadata: str
     stores: dict[str, str]
+    waiting: dict[str, int] = {}
 
 
 @dataclass(slots=True)
@@ -55,14 +57,20 @@ class Health:
     def __init__(self, metadata: MetadataStore, stores: ArrayStores) -> None:
         self._metadata, self._stores = metadata, stores
         self._probes: dict[str, _Probe] = {}
+        self.waiting: dict[str, int] = dict.fromkeys(stores.fallbacks, 0)
+        """As `Readiness` tells it; kept up to date by `Draining`."""
 
     async def readiness(self) -> Readiness:
-        """Not ready only without the metadata or the default store: a store that is down takes none of the others along."""
+        """Not ready only without the metadata, or the default store and its fallback: a store that is down takes none of the
+        others along.
+        """
         metadata, stores = await asyncio.gather(self._state("", self._check_metadata), self.stores(self._names()))
         stores |= await self.stores([name for name in self._names() if name not in stores])  # heard of just now
-        if metadata != OK or stores[self._stores.default] != OK:
-            return Readiness("unavailable", metadata, stores)
-        return Readiness("ready" if set(stores.values()) == {OK} else "degraded", metadata, stores)
+        waiting = dict(self.waiting)
+        default = self._stores.default
+        if metadata != OK or OK not in (stores[default], stores.get(self._stores.fallbacks.get(default, ""))):
+            return Readiness("unavailable", metadata, stores, waiting)
+        return Readiness("ready" if set(stores.values()) == {OK} else "degraded", metadata, stores, waiting)
 
     async def _check_metadata(self) -> None:
         await self._metadata.check()

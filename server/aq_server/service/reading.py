@@ -35,18 +35,40 @@ TRIES = 5
 class FinishedSource:
     """An array that never changes. `content` names what was read, among all that the array ever held."""
 
-    def __init__(self, arrays: ArrayStore, record: Record, array: ArrayInfo) -> None:
-        self._arrays, self._record, self.array = arrays, record, array
+    def __init__(self, arrays: ArrayStore, record: Record, array: ArrayInfo, again: Callable[[], Awaitable[Source]]) -> None:
+        """`again` makes a source of a later moment: what waited in a fallback may lie where it belongs by then."""
+        self._arrays, self.array, self._again = arrays, array, again
+        self._where = (record.document.id, record.attempt, array)
         self.content = record.attempt
 
     async def read(self, selection: Selection) -> np.ndarray[Any, Any]:
-        return await self._arrays.read(self._record.document.id, self._record.attempt, self.array, selection)
+        return await self._tried(lambda source: source.read(selection), lambda: self._arrays.read(*self._where, selection))
 
     async def written(self, selection: Selection) -> np.ndarray[Any, Any]:
-        return await self._arrays.written(self._record.document.id, self._record.attempt, self.array, selection)
+        return await self._tried(
+            lambda source: source.written(selection), lambda: self._arrays.written(*self._where, selection)
+        )
 
-    def stream(self, selection: Selection, limit: int | None = None) -> AsyncIterator[np.ndarray[Any, Any]]:
-        return self._arrays.stream(self._record.document.id, self._record.attempt, self.array, selection, limit)
+    async def _tried(self, later: Callable[[Source], Awaitable[T]], at_once: Callable[[], Awaitable[T]]) -> T:
+        """What `at_once` gives, or `later` of a source made anew when the blobs were moved meanwhile."""
+        try:
+            return await at_once()
+        except CorruptionError:
+            source = await self._again()
+            if source.content == self.content:
+                raise
+            result = await later(source)
+            self.content = source.content
+            return result
+
+    async def stream(self, selection: Selection, limit: int | None = None) -> AsyncIterator[np.ndarray[Any, Any]]:
+        try:
+            async for piece in self._arrays.stream(*self._where, selection, limit):
+                yield piece
+        except CorruptionError as exc:
+            if (await self._again()).content == self.content:
+                raise
+            raise UnavailableError("the DataFile was brought to another store while it was read; read again") from exc
 
     async def give_way(self) -> None:
         await self._arrays.give_way()
@@ -152,7 +174,8 @@ class Reading:
                 if head is not None and sweep is not None and sweep.head != head:
                     raise _gone(id, head)
                 array = _array(record.document.id, record.document.arrays, name)
-                return FinishedSource(await self._stores.at(record.document.store), record, array)
+                arrays = await self._stores.at(record.document.store)
+                return FinishedSource(arrays, record, array, lambda: self.source(id, name, head))
             view = await self._growing.view(record.document.id)
             if not view.state.ended_revision:
                 array = _array(record.document.id, view.arrays(), name)
@@ -193,6 +216,8 @@ class Reading:
         try:
             content = await arrays.blobs.get(f"{group_prefix(id, record.attempt)}/{chunk_key(array.name, index)}")
         except NotFoundError as exc:
+            if (await self._datafiles.get(id)).attempt != record.attempt:
+                return await self.zarr(id, key)  # it was brought to another store
             # A reader takes 404 for "fill value": a chunk that was stored must never be answered so.
             raise CorruptionError(f"array {array.name!r} of DataFile {id} has lost chunk {rest!r}") from exc
         return ZarrBlob(content, f"{record.attempt}.c", True)

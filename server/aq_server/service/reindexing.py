@@ -121,7 +121,8 @@ class _Home:
             document = check_document(document)
         except AqDataError as exc:
             return f"attempt {attempt}: its copy is not valid: {exc}"
-        document = msgspec.structs.replace(document, path=prefix, store=self.store)
+        intended = document.intended_store if document.intended_store != self.store else None
+        document = msgspec.structs.replace(document, path=prefix, store=self.store, intended_store=intended)
         return Record(document, attempt, copy.digest)
 
 

@@ -149,7 +149,7 @@ class Save:
         digest = self._digest()
         if isinstance(self._home, Record):
             return self._answer_existing(self._home, digest), False
-        document, arrays = self._document(self._home.name, at or now()), self._home.arrays
+        document, arrays = self._document(self._home, at or now()), self._home.arrays
         snapshot = await arrays.publish_group(document, self._attempt, digest, [w for w in self._writers if w])
         await self._home.confirm()
         self._publishing = True
@@ -168,10 +168,10 @@ class Save:
         for writer in self._writers:
             if writer is not None:
                 await writer.discard()
-        if self._file is not None:
-            await self._file.discard()
         try:
             async with asyncio.timeout(DISCARD_SECONDS):
+                if self._file is not None:
+                    await self._file.discard()
                 await self._home.arrays.blobs.remove(f"{self.id}/{self._attempt}")
         except (AqDataError, TimeoutError) as exc:
             log.warning("an abandoned save left blobs for gc", extra={"fields": {"id": self.id, "error": str(exc)}})
@@ -186,7 +186,7 @@ class Save:
             total.update(msgspec.json.encode([info.name, info.content_type, info.size, info.sha256]))
         return str(total.hexdigest())
 
-    def _document(self, store: str, at: datetime) -> DataFile:
+    def _document(self, home: Target, at: datetime) -> DataFile:
         saved_at = format_instant(at)
         infos = tuple(writer.info for writer in self._writers if writer is not None)
         typed = {field: getattr(self._new, field) for field in TYPED_FIELDS}
@@ -202,7 +202,8 @@ class Save:
             arrays=infos,
             files=tuple(self._files),
             path=group_prefix(self.id, self._attempt),
-            store=store,
+            store=home.name,
+            intended_store=home.intended,
         )
 
     def _answer_existing(self, existing: Record, digest: str) -> DataFile:

@@ -52,6 +52,8 @@ class StoreAdmin:
             datafiles=page.total,
             datafiles_is_exact=page.total_is_exact,
             state="closing" if info.closing and state == "ok" else state,
+            fallback=self._stores.fallbacks.get(info.name, ""),
+            waiting=self._health.waiting.get(info.name, 0),
         )
 
     async def put(self, name: str, root: str) -> tuple[StoreStatus, bool]:
