@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
+from services.deployment import PATIENCE
 from shipments import operate
 from sweeping import (
     HERE,
@@ -90,7 +91,7 @@ class Era:
             "slots": str(self.folder / "slots"),
             "stop": str(self.folder / "stop"),
             "by": self.chance.choice(WAYS),
-            "pace": self.chance.choice([0.02, 0.05]),
+            "pace": self.chance.choice([0.02, 0.05]) * PATIENCE**2,
             "courses": [[c.seed, c.number, c.kind, c.id] for c in self.courses],
         }
         self.writer = Process([str(HERE / "sweep_writer.py"), json.dumps(settings)], self.folder / "writer.log")

@@ -70,7 +70,7 @@ class House:
             values = writer * 10**9 + n * STEP + np.arange(rows)
             sweep.append(a=values, b=np.repeat(-values[:, None], 3, 1), dim="x")
             self.written[writer] = n
-            self.stop.wait(0.004)
+            self.stop.wait(0.004 * PATIENCE**3)  # no faster than folding into a bucket
 
     def follow(self, client: aq_data.Client, into: list[aq_data.Event]) -> None:
         with suppress(UnavailableError):  # the client was closed at the end of a test that failed
