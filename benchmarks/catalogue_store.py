@@ -24,19 +24,20 @@ from aq_data.storage.metadata.store import MetadataStore
 from benchmarks.catalogue import GENERATOR_VERSION, documents, times_at
 from benchmarks.machine import describe
 
-__all__ = ["database_of", "ensure_sqlite", "fill", "record_of", "table_sizes", "told"]
+__all__ = ["database_of", "ensure_sqlite", "fill", "filling_of", "record_of", "table_sizes", "told"]
 
 _LOG = logging.getLogger(__name__)
 _TOGETHER = 1000
 """Records that are inserted at the same time."""
+_INDEX_TABLES = ("settled", "recent", "facts", "facets", "words", "vocabulary", "paths")
 _SLICE = 20_000
 """Records after which the index is waited for, and the rate told."""
 _HASTY = {
-    "aq_data.storage.metadata.sqlite.BACKLOG": _SLICE,
+    "aq_data.storage.metadata._index.LARGE_BACKLOG": _SLICE,
+    "aq_data.storage.metadata.sqlite.WRITTEN_KIB": 2_000_000,
     "aq_data.storage.metadata._connection.PRAGMAS": (
         *PRAGMAS,
         "PRAGMA synchronous=OFF",
-        "PRAGMA cache_size=-2000000",
         "PRAGMA wal_autocheckpoint=100000",
     ),
 }
@@ -90,6 +91,18 @@ def ensure_sqlite(count: int, cache: Path) -> Path:
         told = {"documents_per_s": rates, "bytes": table_sizes(database_of(folder)), "machine": describe()}
         built.write_text(json.dumps(told, indent=1))
     return folder
+
+
+def filling_of(folder: Path) -> str:
+    """In words, how fast the last documents went into a catalogue of `ensure_sqlite`, and how large its index is."""
+    built = json.loads((folder / "built.json").read_text())
+    *_, (count, rate) = built["documents_per_s"].items()
+    sizes = built["bytes"]
+    index = sum(size for table, size in sizes.items() if table.partition("_")[0] in _INDEX_TABLES)
+    return (
+        f"{int(count):,} documents; the last {min(int(count), _SLICE):,} went in at {rate:.0f}/s, indexed and on disk, "
+        f"when the load was {built['machine']['load'][0]:.0f}; the index is {index / sizes['datafiles']:.2f} times the data"
+    )
 
 
 async def _fill_sqlite(path: Path, count: int, rates: dict[str, float]) -> None:

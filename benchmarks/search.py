@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks import machine
 from benchmarks.asking import Finding
 from benchmarks.catalogue import RARE_KEYS
-from benchmarks.catalogue_store import database_of, ensure_sqlite
+from benchmarks.catalogue_store import database_of, ensure_sqlite, filling_of
 from benchmarks.explaining import statements_of
 from benchmarks.questions import FAMILIES, Truth
 from benchmarks.report import table
@@ -52,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 finding = findings[family][side] = ask(family, options.values, options.repeats)
                 _LOG.info("%-38s %-6s %8s %8s  %s", FAMILIES[family].title, side, *_shown(finding), finding.trouble)
     print(table(("", "question", "side", "median ms", "p99 ms", ""), _rows(findings)))
+    if {"store", "http"} & set(sides):
+        print(f"\nSQLite: {filling_of(ensure_sqlite(options.documents, _CACHE))}")
     if options.explain:
         _explain(ensure_sqlite(options.documents, _CACHE), findings, options.documents)
     every = [finding for sides in findings.values() for finding in sides.values()]

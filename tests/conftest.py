@@ -16,7 +16,7 @@ from aq_server.commands.serving import running
 from hypothesis import HealthCheck, settings
 from services import buckets as bucket_service
 from services import mongo as mongo_service
-from services.deployment import PRODUCTION, WAYS, Production, deployed, environment, opened
+from services.deployment import PATIENCE, PRODUCTION, WAYS, Production, deployed, environment, opened
 from services.proxying import HttpProxy
 
 import aq_data
@@ -30,8 +30,10 @@ OWN_VARIABLES = {f"AQ_DATA_{word}" for word in ("SOAK", "SERVICES", "MONGO", "GC
 settings.register_profile(
     "default", max_examples=60, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck)
 )
+# The same walks over services take longer; their breadth is that of the embedded run.
+settings.register_profile("production", settings.get_profile("default"), max_examples=15)
 settings.register_profile("soak", settings.get_profile("default"), max_examples=5000)
-settings.load_profile("soak" if SOAK else "default")
+settings.load_profile("soak" if SOAK else "production" if PRODUCTION else "default")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -42,9 +44,12 @@ def pytest_collection_modifyitems(config, items):
         if lacks_services and "services" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs a service: `make services`, then `make test-services`"))
     if PRODUCTION:
-        dropped = [item for item in items if "embedded" in item.keywords]
+        dropped = [item for item in items if item.get_closest_marker("embedded")]
         config.hook.pytest_deselected(items=dropped)
-        items[:] = [item for item in items if "embedded" not in item.keywords]
+        items[:] = [item for item in items if not item.get_closest_marker("embedded")]
+        for item in items:
+            if not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(PATIENCE * int(config.getini("timeout"))))
 
 
 @pytest.fixture(autouse=True)

@@ -18,12 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 from aq_data.errors import QueryError, ValidationError
 from aq_data.models.paths import ELEMENT, parse_path, parse_relative_path, path_segments
 from aq_data.models.patterns import Pattern, parse_pattern
-from aq_data.models.terms import TEXT_PREFIX, Kind, comparable, nearest_float
+from aq_data.models.terms import TEXT_PREFIX, Kind, comparable, nearest_float, terms_at
 from aq_data.models.units import QUANTITY, Quantity, parse_quantity
 from aq_data.models.values import check_value, tag_of
 from aq_data.models.words import parse_words
@@ -45,6 +46,8 @@ __all__ = [
 
 MAX_DEPTH = 12
 MAX_CLAUSES = 500
+MEMBERS = 4
+"""Of an object that is to be equal so many members are compared, too."""
 
 Operator = Literal["eq", "gt", "gte", "lt", "lte"]
 
@@ -226,7 +229,7 @@ class _Parser:
             raise QueryError(f"{name}: {op} takes a list, not {_shown(operand)}", operator=op)
         self.clauses += len(operand) // (1 if op == "$all" else 10)
         self.count(depth)
-        equal = [self.equal(path, name, item) for item in operand]
+        equal = [self.equal(path, name, item, is_narrowed=False) for item in operand]
         if op == "$all":
             return _all(tuple(equal)) if equal else AnyOf(())  # as in MongoDB, nothing has all of nothing
         alternatives = dict.fromkeys(node for one in equal for node in (one.children if isinstance(one, AnyOf) else (one,)))
@@ -250,8 +253,14 @@ class _Parser:
             self.in_element = outside
         return Element(path, child)
 
-    def equal(self, path: str, name: str, value: Any) -> Node:
+    def equal(self, path: str, name: str, value: Any, *, is_narrowed: bool = True) -> Node:
         kind, comparable = self.operand(path, name, value)
+        if kind == "object" and is_narrowed:
+            # Implied, and found by an index where only single values are in order.
+            few = terms_at(path, dict(islice(value.items(), MEMBERS)))
+            single = [term for term in few if term.kind in ("number", "text", "bool", "date")][:MEMBERS]
+            members = tuple(Compare(term.path, "eq", term.kind, term.value) for term in single)
+            return _all((*members, Compare(path, "eq", kind, comparable)))
         if kind == "null":
             return AnyOf((Compare(path, "eq", "null", 0), Not(Exists(path))))
         quantity = _quantity(path, value)

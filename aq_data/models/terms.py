@@ -32,6 +32,7 @@ __all__ = [
     "pack_key",
     "sort_key",
     "terms",
+    "terms_at",
     "terms_of_element",
     "texts_at",
     "unpack_key",
@@ -41,8 +42,8 @@ TEXT_PREFIX = 100
 """Characters of a text value that are indexed for order; longer texts are equal by digest."""
 
 Kind = str
-"""`number nan text bool null date complex`; `whole` for values known only by a digest: containers, long texts, integers
-beyond 64 bits, bytes; `size` for the length of a list; `si <dimension>` for a number in SI units."""
+"""`number nan text bool null date complex`; `object` and `whole` for values known only by a digest: objects, and lists, long
+texts, integers beyond 64 bits, bytes; `size` for the length of a list; `si <dimension>` for a number in SI units."""
 
 KIND_ORDER: dict[str, int] = {"null": 0, "nan": 1, "number": 2, "text": 3, "complex": 4, "bool": 5, "date": 6}
 """How kinds sort among each other, missing first (with null); the others have no order and sort as missing."""
@@ -129,7 +130,14 @@ def terms(document: Mapping[str, Any]) -> list[Term]:
 
 def comparable(value: Any, path: str) -> tuple[Kind, int | float | str | bytes]:
     """The kind and value by which a tagged JSON value at `path` equals another. QueryError for a bad date."""
-    return _scalar(value, path) or ("whole", _collect(path, value, []))
+    return _scalar(value, path) or ("whole" if isinstance(value, list) else "object", _collect(path, value, []))
+
+
+def terms_at(path: str, value: Any) -> list[Term]:
+    """The terms that a document has in which `value` stands at `path`; others may have them, too."""
+    found: list[Term] = []
+    _collect(path, value, found)
+    return found
 
 
 def values_at(document: Any, path: str) -> list[Any]:
@@ -162,9 +170,7 @@ def elements_at(document: Any, path: str) -> list[Any]:
 
 def terms_of_element(element: Any) -> list[Term]:
     """Every term of an element of a list, at paths that begin with `@`."""
-    found: list[Term] = []
-    _collect(ELEMENT, element, found)
-    return found
+    return terms_at(ELEMENT, element)
 
 
 def _is_object(value: Any) -> bool:
@@ -222,7 +228,7 @@ def _collect_object(path: str, value: dict[str, Any], found: list[Term]) -> byte
     digest = _digest(b"{" + b"".join(parts))
     if "unit" in value and "value" in value and isinstance(value["unit"], str):
         found.extend(_quantities(f"{path}.value", value["value"], value["unit"]))
-    found.append(_term(Term, (path, "whole", digest)))
+    found.append(_term(Term, (path, "object", digest)))
     return digest
 
 

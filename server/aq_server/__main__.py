@@ -30,6 +30,7 @@ def _typed_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="name of the DataFile")
     parser.add_argument("--tag", action="append", default=[], help="a tag; may be repeated")
     parser.add_argument("--station", help="where it was measured")
+    parser.add_argument("--store", help="name of the store to keep it in (`aq-data store ls`)")
     parser.add_argument(
         "--meta", action="append", default=[], metavar="KEY=VALUE", help="free metadata; dots nest, JSON values"
     )

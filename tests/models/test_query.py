@@ -438,3 +438,22 @@ def test_what_is_no_packed_key_is_a_value_error(text):
     with pytest.raises((ValueError, IndexError, struct.error)) as caught:
         unpack_key(text)
     assert isinstance(caught.value, ValueError), "as its docstring says"
+
+
+_members = st.recursive(
+    st.sampled_from([None, True, 1, 1.0, 0, -0.0, 2**70, float(2**70), 1.5, "a", LONG, "20 mK", "mK", NAN, INFINITY])
+    | st.just({"$date": "2026-01-01T00:00:00Z"}) | st.just({"$date": "2026-01-01"}) | st.just({"$literal": {"$float": 1}}),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["a", "b.c", "value", "unit"]), inner, max_size=3),
+    max_leaves=5,
+)  # fmt: skip
+
+
+@given(value=st.dictionaries(st.sampled_from(["a", "b.c", "value", "unit"]), _members, max_size=3), other=_members)
+def test_the_members_of_an_object_that_is_asked_for_exclude_none_that_is_equal(value, other):
+    """An object is asked for together with some of its members: wherever it stands, and however it is written, it is found."""
+    narrowed, plain = parse_filter({"x": {"$eq": value}}), parse_filter({"x": {"$in": [value]}})
+    again = dict(reversed(value.items()))
+    for stored in (value, again, [value], [other, value], [[value]], {"a": value}, other, [other, [other]]):
+        facts = facts_of(metadata={"x": stored})
+        assert matches(narrowed, facts) == matches(plain, facts)
+    assert matches(narrowed, facts_of(metadata={"x": [other, again]}))

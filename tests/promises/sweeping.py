@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from services.deployment import environment, open_zarr
+from services.deployment import PATIENCE, environment, open_zarr
 
 import aq_data
 from aq_data.errors import UnavailableError
@@ -332,7 +332,7 @@ def wait_for(
     condition: Callable[[], bool], what: str, seconds: float = 60.0, check: Callable[[], None] | None = None
 ) -> None:
     """Poll until it is so; AssertionError saying `what` when it never is."""
-    until = time.monotonic() + seconds
+    until = time.monotonic() + seconds * PATIENCE
     while not condition():
         if check is not None:
             check()

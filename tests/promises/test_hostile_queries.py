@@ -14,9 +14,9 @@ import pytest
 from aq_server.commands.serving import running
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from services.deployment import deployed
+from services.deployment import PATIENCE, deployed
 
-from aq_data.storage.metadata import sqlite
+from aq_data.storage.metadata import _mongo_questions, sqlite
 
 API = "/api/v1"
 ROUTES = {"search": f"{API}/search", "count": f"{API}/search/count", "distinct": f"{API}/search/distinct"}
@@ -34,7 +34,7 @@ DOCUMENTS: list[dict[str, Any]] = [
         "metadata": {"": 5, "nul\x00": "\x00", "f": {"$float": "NaN"}, "d": {"$date": "2026-01-31"}, "big": 10**400},
     },
 ]
-AT_ONCE = 3.0
+AT_ONCE = 3.0 * PATIENCE
 """Seconds in which anything is answered over these few documents, on a busy machine."""
 
 
@@ -338,10 +338,11 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 def test_a_query_over_its_time_is_refused_as_that_and_the_next_one_works(slow, monkeypatch, filter, route):
     """However few documents there are: the limit is one of time, not of steps; and nothing of it stays behind."""
     body = {"filter": filter, **({"field": "name"} if route == "distinct" else {})}
-    monkeypatch.setattr(sqlite, "QUERY_SECONDS", 0.002)
+    for store in (sqlite, _mongo_questions):
+        monkeypatch.setattr(store, "QUERY_SECONDS", 0.002)
     began = time.perf_counter()
     answer = ask(slow, body, route)
-    assert time.perf_counter() - began < 0.5
+    assert time.perf_counter() - began < 0.5 * PATIENCE
     assert (answer.status_code, answer.json().get("code")) == (400, "bad_query")
     assert "took longer than 0.002 s" in answer.json()["detail"]
     monkeypatch.undo()

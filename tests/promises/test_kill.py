@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from services.deployment import PATIENCE
 from shipments import Shipment, operate, unexplained
 
 import aq_data
@@ -111,7 +112,7 @@ def kill_while_saving(data: Path, serve: Any, saves: int, kills: int, seconds: f
     server = serve(environment=QUIET)
     started = time.monotonic()
     while done < kills or len(ledger.acknowledged) < saves:
-        assert time.monotonic() - started < seconds, f"{done} kills, {len(ledger.acknowledged)} saves"
+        assert time.monotonic() - started < seconds * PATIENCE, f"{done} kills, {len(ledger.acknowledged)} saves"
         crew = Crew()
         with aq_data.connect(server.url) as client:
             for _ in range(4):
@@ -142,7 +143,7 @@ def kill_while_saving(data: Path, serve: Any, saves: int, kills: int, seconds: f
 
 def test_killed_while_saving(data, serve):
     """Over 200 acknowledged saves of all sizes by four threads, killed at least five times; only orphans are left."""
-    kill_while_saving(data, serve, saves=200, kills=5, seconds=90)
+    kill_while_saving(data, serve, saves=200 // PATIENCE**2, kills=5, seconds=90)
 
 
 @pytest.mark.soak

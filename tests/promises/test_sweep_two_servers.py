@@ -18,7 +18,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from services.deployment import at, open_zarr
+from services.deployment import PATIENCE, at, open_zarr
 from shipments import operate
 from sweeping import EAGER, Crew, Server, check_events, connected, quiet_port, wait_for
 
@@ -140,9 +140,9 @@ def run(house: House, one: Server, two: Server, disturb) -> None:
     wait_for(lambda: house.looks > looks + 3, "the readers get nowhere", check=house.crew.check)
     house.stop.set()
     for sweep in (first, second):
-        sweep.flush(40)
-    second.leave(20)
-    first.finish(40)
+        sweep.flush(40 * PATIENCE)
+    second.leave(20 * PATIENCE)
+    first.finish(40 * PATIENCE)
     wait_for(
         lambda: all(events and events[-1].kind == "finished" for events in house.events) or bool(house.crew.failures),
         "a follower misses the end",
@@ -216,7 +216,7 @@ def test_the_late_end_of_a_folder_keeps_the_newest_copy(house):
     sweep = near.sweep("x", dims={"x": None}, variables={"y": ("f8", "x")})
     sweep.append(y=1.0, x=1.0)
     sweep.flush(20)
-    house.crew.start(lambda: sweep.finish(60))
+    house.crew.start(lambda: sweep.finish(60 * PATIENCE))
     wait_for(lambda: one.steps.exists(), "nobody ends it", check=house.crew.check)
     far = house.client(house.serve())
     wait_for(lambda: far.get(sweep.id).state == "complete", "nobody takes the lease over", check=house.crew.check)

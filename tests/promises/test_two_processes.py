@@ -296,9 +296,10 @@ def test_collecting_orphans_beside_saves_loses_nothing(data, doors, monkeypatch,
 
     def work(client: aq_data.Client, part: int) -> int:
         refused = 0
-        until = time.monotonic() + 1.5
+        begun = time.monotonic()
         for number in itertools.count(part, 6):
-            if time.monotonic() > until:
+            seconds = time.monotonic() - begun
+            if seconds > 60 or (seconds > 1.5 and collector.runs > 1):
                 return refused
             shipment = Shipment.make(3, number)
             try:

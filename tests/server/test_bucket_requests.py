@@ -7,7 +7,6 @@ import pytest
 import xarray
 from aq_server.commands.serving import running
 from aq_server.config import ServerConfig
-from services.buckets import ACCESS_KEY, SECRET_KEY
 from services.proxying import rounds
 
 import aq_data
@@ -16,15 +15,12 @@ SMALL = xarray.Dataset({"iq": (("flux",), np.arange(5.0))}, {"flux": np.arange(5
 
 
 @pytest.fixture
-def counted(proxied, data, monkeypatch):
-    """A client of a server on a bucket that is 50 ms away, and the proxy between them."""
+def counted(proxied, data):
+    """A client of a server on a bucket, and the proxy between them, which lets requests on when no more come."""
     bucket, proxy = proxied
-    proxy.latency = 0.05
-    for name, value in {"ACCESS_KEY_ID": ACCESS_KEY, "SECRET_ACCESS_KEY": SECRET_KEY, "REGION": "us-east-1"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    config = ServerConfig(data=str(data), port=0, blobs=bucket.url, blobs_endpoint=bucket.options.endpoint)
-    with running(config) as url, aq_data.connect(url) as client:
+    with running(ServerConfig(data=str(data), port=0, stores=bucket.as_default())) as url, aq_data.connect(url) as client:
         client.save(None, name="first")  # the connection and the credentials
+        proxy.gathering = 0.25
         yield client, proxy
 
 
@@ -79,3 +75,25 @@ def test_an_attached_file_is_read_by_two_requests(counted, tmp_path):
     with proxy.recording() as made:
         assert file.read_file("notes.txt") == note.read_bytes()
     assert len(made) == 2
+
+
+@pytest.mark.services
+def test_a_snapshot_of_the_instruments_is_looked_for_and_stored_once(counted):
+    """Two requests more, before and after; the first time also a look whether the bucket is there, and the snapshot."""
+    client, proxy = counted
+    vna = {"model": "Z1", "settings": {f"setting_{i}": {"value": i, "unit": "V"} for i in range(1000)}}
+    for more, waits in ((4, 5), (2, 3)):
+        with proxy.recording() as made:
+            client.save(SMALL, name="T1", instruments={"vna": vna})
+        assert (len(made), rounds(made)) == (5 + more, waits)
+
+
+@pytest.mark.services
+def test_a_long_attached_file_is_sent_in_parts(counted, tmp_path, bucket):
+    """Of 8 MiB each, besides the beginning and on S3 the end."""
+    client, proxy = counted
+    path = tmp_path / "long.bin"
+    path.write_bytes(bytes(20 << 20))
+    with proxy.recording() as made:
+        client.save(None, name="T1", files=[path])
+    assert len(made) == 1 + 3 + (1 if bucket.url.startswith("gs") else 2)

@@ -14,7 +14,7 @@ import pytest
 import xarray as xr
 from aq_server.__main__ import main, make_parser
 from forms import kept, new_id
-from services.deployment import blobs, lose_database, opened
+from services.deployment import blobs, lose_database, opened, overwrite
 
 import aq_data
 
@@ -295,7 +295,7 @@ def group(data: Path, id: str) -> Path:
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    overwrite(path, bytes(content))
 
 
 def verify(run, data: Path, *flags: str) -> tuple[int, list[tuple[str, str]]]:

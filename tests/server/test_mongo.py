@@ -132,7 +132,7 @@ def test_the_options_of_tls_and_x509_reach_the_driver(data, tmp_path):
     """They stay inside the address; a certificate that is not there is refused when the server starts."""
     certificate = tmp_path / "absent.pem"
     options = f"tls=true&tlsCertificateKeyFile={certificate}&authMechanism=MONGODB-X509&authSource=%24external"
-    with pytest.raises(ConfigError, match=r"server\.mongo"):
+    with pytest.raises(ConfigError, match=r"server\.mongo: tlsCertificateKeyFile .*absent\.pem cannot be read"):
         open_stores(ServerConfig(data=str(data), mongo=f"mongodb://db.example/?{options}"))
 
 
@@ -145,6 +145,21 @@ def test_a_database_that_does_not_answer_is_unavailable_and_its_address_is_not_l
     answer = httpx.post(f"{process.url}/api/v1/search", json={}, timeout=30)
     assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
     assert "s3cret" not in answer.text
+    assert "s3cret" not in process.stop()
+
+
+def test_a_server_that_needs_tokens_starts_before_its_database_and_lets_nobody_in(serve):
+    """Whether there is a token cannot be told yet; it asks for one."""
+    import httpx
+
+    process = serve("--host", "0.0.0.0", environment={"AQ_DATA_SERVER__MONGO": SECRET})
+    url = process.url.replace("0.0.0.0", "127.0.0.1")
+    ready = httpx.get(f"{url}/readyz", timeout=30)
+    assert (ready.status_code, ready.json()["blobs"]) == (503, "ok")
+    assert "ServerSelectionTimeoutError" in ready.json()["metadata"]
+    assert httpx.post(f"{url}/api/v1/search", json={}, timeout=30).status_code == 401
+    asked = httpx.post(f"{url}/api/v1/search", json={}, timeout=30, headers={"Authorization": "Bearer x"})
+    assert (asked.status_code, asked.headers["Retry-After"]) == (503, "1")
     assert "s3cret" not in process.stop()
 
 

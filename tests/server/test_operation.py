@@ -23,7 +23,7 @@ from aq_server.config import Config, ServerConfig, StoreConfig, load_config
 from aq_server.service import health
 from aq_server.service.datafiles import DataFiles
 from forms import DATAFILES, array_part, declared, document_part, new_id, save
-from services.deployment import blobs, deployed
+from services.deployment import blobs, deployed, overwrite
 
 from aq_data.errors import AqDataError, ConfigError
 
@@ -252,7 +252,7 @@ def test_damage_is_told_to_the_log_with_the_id_the_client_got(serve, data):
         (chunk,) = (blobs(data) / id).glob("*/arrays.zarr/a/c/0")
         content = bytearray(chunk.read_bytes())
         content[20] ^= 0xFF
-        chunk.write_bytes(content)
+        overwrite(chunk, bytes(content))
         answer = http.get(f"{DATAFILES}/{id}/arrays/a")
     assert (answer.status_code, answer.json()["code"]) == (500, "corrupt")
     assert "Traceback" not in answer.text

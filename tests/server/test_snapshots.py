@@ -16,7 +16,7 @@ from aq_server.app import Stores
 from aq_server.service.datafiles import DataFiles
 from aq_server.service.saving import Save
 from aq_server.service.snapshots import SnapshotMaintenance
-from services.deployment import at, blobs, lose_database, open_zarr, opened, with_stores
+from services.deployment import at, blobs, lose_database, open_zarr, opened, overwrite, with_stores
 
 import aq_data
 from aq_data.models.datafile import DataFile, NewDataFile, make_id
@@ -140,7 +140,7 @@ def test_a_sweep_refers_to_its_snapshot_from_beginning_to_end(data, serve, tmp_p
 # --- what is lost -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(path.read_bytes().replace(b"mV", b"kV", 1))])
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: overwrite(path, path.read_bytes().replace(b"mV", b"kV", 1))])
 def test_a_lost_or_damaged_snapshot_is_found_and_repaired_from_the_database(data, harm):
     with opened(data) as client:
         ids = [client.save(None, instruments=instruments()).id for _ in range(2)]
@@ -265,7 +265,7 @@ def test_a_snapshot_that_a_save_came_to_refer_to_while_it_was_collected_is_put_b
         if name == "replace":  # after the removal, before the second look
 
             async def first_look():
-                between(monkeypatch, stores.metadata, "snapshots", save)
+                between(monkeypatch, stores.metadata, "needs_snapshot", save)
 
             between(monkeypatch, stores.arrays.open("default").blobs, "remove", first_look)
         else:

@@ -32,7 +32,7 @@ from aq_server.service.stores import StoreAdmin
 from aq_server.service.sweep_parts import SweepParts
 from forms import DATAFILES, new_id, save
 from litestar.testing import TestClient
-from services.deployment import deployed
+from services.deployment import deployed, lose_database
 
 import aq_data
 from aq_data.errors import ConfigError, ConflictError, ForbiddenError, UnavailableError, ValidationError
@@ -228,8 +228,7 @@ def test_a_lost_database_is_rebuilt_from_all_stores(config, data, tmp_path):
     shutil.copytree(tmp_path / "archive" / ids["archive deleted"], data / "blobs" / ids["archive deleted"])
     for mark in (data / "blobs" / ids["archive deleted"]).glob("tombstone-*"):
         mark.unlink()
-    for name in data.glob("metadata.sqlite*"):
-        name.unlink()
+    lose_database(data)
     found = with_stores(config, lambda stores: listed(stores.reindexing.run()))
     assert {(entry.id, entry.store) for entry in found if entry.outcome == "restored"} == {
         (ids["default"], "default"),
@@ -733,6 +732,8 @@ def test_the_command_line_lists_adds_and_takes_away(own, rooms, capsys):
     assert "default for mask" in lines[3]
     assert main(["store", "ls", "--json", *flags]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["name"] == "fast"
+    assert main(["save", "--name", "x", "--store", "archive", "--json", *flags]) == 0
+    assert json.loads(capsys.readouterr().out)["store"] == "archive"
     assert main(["store", "rm", "fast", *flags]) == 0
     assert main(["store", "rm", "fast", *flags]) == 1
     assert "no store 'fast'" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from aq_server.service import folding
-from services.deployment import blobs, lose_database, opened, rows_of_sweeps, with_stores
+from services.deployment import blobs, lose_database, opened, overwrite, rows_of_sweeps, with_stores
 
 import aq_data
 from aq_data.errors import NotFoundError
@@ -120,7 +120,7 @@ def test_damage_of_an_open_sweep_is_found(data):
     chunks[0].unlink()
     content = bytearray(chunks[1].read_bytes())
     content[100] ^= 1
-    chunks[1].write_bytes(content)
+    overwrite(chunks[1], bytes(content))
     details = [finding.detail for finding in verify(data) if finding.kind == "damaged_chunk"]
     assert any("is missing" in detail for detail in details)
     assert any("checksum" in detail for detail in details)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
+from aq_server.config import StoreConfig
 from services.fetch import GCS, S3, missing
 from services.proxying import HttpProxy
 
@@ -54,6 +55,10 @@ class Bucket:
     def open(self) -> BlobStore:
         """The blobs there."""
         return open_bucket(self.url, self.options)
+
+    def as_default(self) -> dict[str, StoreConfig]:
+        """The named stores of a server that keeps its blobs there."""
+        return {"default": StoreConfig(url=self.url, **msgspec.structs.asdict(self.options))}
 
     @property
     def storage_options(self) -> dict[str, object]:

@@ -29,6 +29,7 @@ from services.mongo import Room
 import aq_data
 
 __all__ = [
+    "PATIENCE",
     "PRODUCTION",
     "WAYS",
     "Production",
@@ -38,6 +39,7 @@ __all__ = [
     "environment",
     "lose_database",
     "opened",
+    "overwrite",
     "rows_of_sweeps",
     "storage_options",
     "stored",
@@ -49,6 +51,8 @@ T = TypeVar("T")
 PRODUCTION = os.environ.get("AQ_DATA_DEPLOYMENT", "embedded") == "production"
 WAYS = ("http",) if PRODUCTION else ("http", "embedded")
 """How a client gets to a deployment: through a server over a socket, and in embedded mode through the folder itself."""
+PATIENCE = 3 if PRODUCTION else 1
+"""How much longer than over SQLite and a folder anything may take that a test waits for."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +69,14 @@ class Production:
     current: Production | None = None
 
     def __init__(self, mongo: str, buckets: Sequence[Bucket]) -> None:
-        self.mongo, self._buckets = mongo, buckets
+        self.mongo, self.buckets = mongo, buckets
         self._lent: dict[Path, Part] = {}
         self._idle: list[Room] = []
 
     def __enter__(self) -> Production:
         Production.current = self
+        # Readers without aq-data: else gcsfs asks each bucket its kind over gRPC, which an emulator does not speak, for 60 s.
+        os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -85,7 +91,7 @@ class Production:
             room = self._idle.pop() if self._idle else Room(self.mongo)
             room.clear()
             names = re.sub(r"\d+", "", "/".join(folder.parts[-2:]))
-            self._lent[folder] = Part(room, self._buckets[zlib.crc32(names.encode()) % len(self._buckets)].place())
+            self._lent[folder] = Part(room, self.buckets[zlib.crc32(names.encode()) % len(self.buckets)].place())
         return self._lent[folder]
 
     def give_back(self, below: Path = Path("/")) -> None:
@@ -95,7 +101,7 @@ class Production:
 
     def bucket_of(self, path: str) -> Bucket:
         """That in which an address lies."""
-        return next(bucket for bucket in self._buckets if path.startswith(bucket.url))
+        return next(bucket for bucket in self.buckets if path.startswith(bucket.url))
 
 
 def _settings(data: Path) -> dict[str, Any]:
@@ -144,6 +150,22 @@ def at(path: str) -> Path:
         return Path(path)
     bucket = Production.current.bucket_of(path)
     return bucket.folder / path.removeprefix(f"{bucket.url}/")
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    """Damage a blob: it has other bytes from now on. In a bucket they are put there, or its server would find them out."""
+    if Production.current is None:
+        path.write_bytes(content)
+        return
+    bucket = next(bucket for bucket in Production.current.buckets if path.is_relative_to(bucket.folder))
+
+    async def put() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            store = bucket.open()
+            stack.push_async_callback(store.close)
+            await store.replace(str(path.relative_to(bucket.folder)), content)
+
+    asyncio.run(put())
 
 
 def storage_options(path: str) -> dict[str, Any] | None:

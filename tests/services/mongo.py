@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import uuid
@@ -45,6 +46,14 @@ class Engine:
         # It has neither sessions nor other members: nothing to discover, no retries by the driver. It waits for its
         # journal when `w` is 1; with "majority", which of one is one, it does not, and loses milliseconds when killed.
         self.url = f"mongodb://127.0.0.1:{self.port}/?directConnection=true&retryWrites=false&w=1&journal=true"
+
+    def pause(self) -> None:
+        """Stop it where it stands: its connections stay open, and nothing answers."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """As power loss would: no handler runs, and what was acknowledged is on disk."""

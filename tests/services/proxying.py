@@ -45,6 +45,8 @@ class HttpProxy:
     target: str
     latency: float = 0.0
     """Seconds that each request is held back."""
+    gathering: float = 0.0
+    """Seconds for which no other must have come before those that came go on: who waits for nobody is in one round."""
     requests: list[Request] = field(default_factory=list)
     faults: list[tuple[Callable[[Request], bool], Fault]] = field(default_factory=list)
 
@@ -53,6 +55,7 @@ class HttpProxy:
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._sockets: list[socket.socket] = []
         self._lock = threading.Lock()
+        self._last = 0.0
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -139,11 +142,14 @@ class HttpProxy:
                 body = _body(incoming, headers, has_length=False)
                 with self._lock:
                     self.requests.append(request)
+                    self._last = time.monotonic()
                     fault = next((one for one in self.faults if one[0](request)), None)
                     if fault is not None:
                         self.faults.remove(fault)
                 request.size = len(body)
                 time.sleep(self.latency)
+                while (left := self._last + self.gathering - time.monotonic()) > 0:
+                    time.sleep(left)
                 dealt_with = fault is not None and fault[1](request, client)
                 if not dealt_with and not self._tell_progress(request, client):
                     server.sendall(head + body)

@@ -380,6 +380,31 @@ class MetadataStoreTests:
 
         within(open_store, body)
 
+    def test_of_very_many_conditions_every_one_counts(self, open_store):
+        """Also of those that a store may not want to ask its database: all must hold, at any place, and negated."""
+        matching, other = (record(metadata={f"k{i}": i for i in range(n)}) for n in (120, 119))
+        each = {"$gte": 0, "$lt": 1000, "$exists": True, "$ne": -1}
+
+        async def body(store):
+            for one in (matching, other):
+                await store.insert(one)
+            for condition in (None, each):
+                wide = {f"k{i}": i if condition is None else condition for i in range(120)}
+                for query, found in [
+                    (wide, [matching]),
+                    ({"$nor": [wide]}, [other]),
+                    ({"$or": [wide, {"k0": 7}]}, [matching]),
+                    ({"$and": [{f"k{i}": {"$ne": -1}} for i in range(100)] + [wide]}, [matching]),
+                    ({**wide, "k119": 7}, []),
+                ]:
+                    node = parse_filter(query)
+                    assert await store.count(node) == len(found), query
+                    page = await store.search(node, BY_SAVING, 10, None)
+                    ids = {msgspec.json.decode(document)["id"] for document in page.documents}
+                    assert ids == {one.document.id for one in found}, query
+
+        within(open_store, body)
+
     def test_a_replace_of_the_expected_revision_takes_effect_everywhere(self, open_store):
         one = record(name="old", metadata={"a": 1, "b": 2})
 
@@ -973,6 +998,9 @@ class MetadataStoreTests:
             assert await store.snapshots("archive") == {hashes[0], hashes[1]}
             assert await store.snapshots("other") == {hashes[2]}
             assert await store.snapshots("nowhere") == set()
+            for name in ("default", "archive", "other", "nowhere"):
+                needed = {hash for hash in hashes if await store.needs_snapshot(name, hash)}
+                assert needed == await store.snapshots(name)
 
         within(open_store, body)
 

@@ -263,6 +263,18 @@ def test_a_machine_without_credentials_is_told_so(monkeypatch):
         within(lambda: open_bucket("s3://lab-bucket", BucketOptions(endpoint="http://127.0.0.1:1")), lambda s: s.check())
 
 
+@pytest.mark.parametrize("content", [None, "nonsense", "{}"], ids=["none", "nonsense", "empty"])
+def test_google_credentials_that_are_not_there_or_wrong_are_named(content, tmp_path, monkeypatch):
+    """By the first request, as an error of ours."""
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    file = tmp_path / "key.json"
+    if content is not None:
+        file.write_text(content)
+    options = BucketOptions(key_file=None if content is None else str(file))
+    with pytest.raises(StorageError, match=r"gs://lab-bucket cannot be used"):
+        within(lambda: open_bucket("gs://lab-bucket", options), lambda store: store.check())
+
+
 # --- the table ---------------------------------------------------------------------------------------------------------
 
 
@@ -286,17 +298,6 @@ CASES = [
     and not cls.__module__.startswith("urllib3")
     and not {cls.__name__, *(base.__name__ for base in cls.__bases__)} & ELSEWHERE
 ]
-
-
-class Bare:
-    """A provider of which only the tables are asked."""
-
-    def __init__(self, kind):
-        self.kind = kind
-
-    def __getattr__(self, name):
-        value = inspect.getattr_static(self.kind, name)
-        return (lambda exc: value(self, exc)) if callable(value) else value
 
 
 def raised(cls):
@@ -323,14 +324,14 @@ def test_no_error_of_a_library_comes_out_of_an_operation(kind, cls):
         raise raised(cls)
 
     with pytest.raises((StorageError, UnavailableError), match="gs://b"):
-        asyncio.run(asking(Bare(kind), "gs://b", "k", call))
+        asyncio.run(asking(kind, "gs://b", "k", call))
 
 
 @pytest.mark.parametrize("status", [*range(300, 309), *range(400, 432), 451, *range(500, 512), 599])
 @pytest.mark.parametrize("code", ["", "NoSuchKey", "NoSuchBucket", "AccessDenied", "SlowDown"])
 def test_every_answer_has_one_error_of_ours_and_only_the_absent_key_is_not_found(status, code):
     """What a provider may mend by itself is unavailable."""
-    ours = translate(Bare(S3Bucket), "s3://b", RefusedError(status, code, "said the provider"), "some/key")
+    ours = translate(S3Bucket, "s3://b", RefusedError(status, code, "said the provider"), "some/key")
     assert isinstance(ours, AqDataError)
     assert type(ours) in (NotFoundError, UnavailableError, StorageError)
     assert isinstance(ours, NotFoundError) == (code == "NoSuchKey")

@@ -101,11 +101,12 @@ def test_a_walk_that_finds_nothing_near_sorts_what_matches(open_store, monkeypat
     monkeypatch.setattr(_mongo_questions, "SORTED_ANYWAY", 0)
     walks = []
 
-    async def first(self, node, pipeline, limit, seconds=None, index=None):
+    async def first(self, asked, pipeline, limit, seconds=None, index=None):
         if index is not None:
             walks.append(index)
             raise pymongo.errors.ExecutionTimeout("as if it took too long", 50)
-        return await original(self, node, pipeline, limit, seconds, index)
+        async for row in original(self, asked, pipeline, limit, seconds, index):
+            yield row
 
     original = _mongo_questions.Questions._first
     monkeypatch.setattr(_mongo_questions.Questions, "_first", first)
@@ -139,7 +140,7 @@ def test_a_document_that_mongodb_cannot_hold_is_too_large_and_harms_nothing(open
     """The client is told what to do with it."""
 
     async def body(store):
-        with pytest.raises(TooLargeError, match="attach it as a file"):
+        with pytest.raises(TooLargeError, match="as attached files"):
             await store.insert(record(metadata={"program": "x" * (17 << 20)}))
         one = record()
         await store.insert(one)

@@ -44,7 +44,8 @@ def plan_of(name, monkeypatch):
     """
     if name == "sort":
         return lambda: None
-    monkeypatch.setattr(_counts, "FACETS", 2)
+    monkeypatch.setattr(_counts, "FACETS", 4)
+    monkeypatch.setattr(_counts, "VARIED", 1)
     monkeypatch.setattr(_generations, "RECENT", 40)
     monkeypatch.setattr(_order, "SORTED", 0)
     monkeypatch.setattr(_order, "FAR", _order.ENDLESS)
@@ -158,15 +159,17 @@ def check_index(connection: sqlite3.Connection, records: list) -> None:
     is_deleted = [one.document.state == "deleted" for one in records]
     seqs = [rows("SELECT seq FROM datafiles WHERE id=?", one.document.id)[0][0] for one in records]
     numbers = {(path, kind): p for p, path, kind in rows("SELECT p, path, kind FROM paths")}
-    terms = {
-        (-numbers[t.path, t.kind] if dead else numbers[t.path, t.kind], t.value, seq)
+    found_terms = [
+        (numbers[t.path, t.kind], t.kind, t.value, seq, dead)
         for found, dead, seq in zip(facts, is_deleted, seqs, strict=True)
         for t in found.terms
-    }
+    ]
+    terms = {(-p if dead else p, 0 if kind == "object" else value, d) for p, kind, value, d, dead in found_terms}
     assert sorted(rows("SELECT p, v, d FROM terms")) == sorted(terms)
     assert rows("SELECT count(*) FROM recent_terms") == rows("SELECT value FROM progress WHERE name='recent'")
-    digests = {p for (_, kind), p in numbers.items() if kind == "whole"}
-    assert set(rows("SELECT d, p, v FROM facts")) == {(d, abs(p), 0 if abs(p) in digests else v) for p, v, d in terms}
+    assert set(rows("SELECT d, p, v FROM facts")) == {
+        (d, p, 0 if kind == "whole" else value) for p, kind, value, d, _ in found_terms
+    }
     assert dict(rows("SELECT p, n FROM paths WHERE n")) == Counter(p for p, _, _ in terms if p > 0)
     counted = {p for (_, kind), p in numbers.items() if kind in ("number", "text", "bool", "date")}
     many = {p for (p,) in rows("SELECT p FROM paths WHERE many")}
@@ -202,6 +205,7 @@ def test_the_index_is_that_of_the_documents_as_they_are(monkeypatch, facets, rec
     with terms that move from one generation to the next."""
     monkeypatch.setattr(_generations, "RECENT", recent)
     monkeypatch.setattr(_counts, "FACETS", facets)
+    monkeypatch.setattr(_counts, "VARIED", facets // 2)
     records = [record(**fields) for fields in listed]
 
     async def body(store):
@@ -351,3 +355,40 @@ def test_a_failed_insert_in_a_shared_commit_harms_no_other(open_store):
             assert await store.count(parse_filter({f"only{i}": i})) == 1
 
     within(open_store, body)
+
+
+# --- generations -----------------------------------------------------------------------------------------------------
+
+
+def test_recent_terms_stay_few_and_every_path_gets_its_turn(tmp_path, monkeypatch):
+    """Each batch moves on about as much as it puts in, whichever process does; what moved is found as before."""
+    monkeypatch.setattr(_counts, "VARIED", 3)
+    monkeypatch.setattr(_generations, "RECENT", 200)
+    records = [record(name=f"n{i}", metadata={f"k{j}": i * 7 % 61 + j / 10 for j in range(8)}) for i in range(240)]
+
+    async def fill(store, records):
+        await insert_all(store, records)
+        assert await store.count(EVERYTHING)
+        return await store.read(
+            lambda connection: (
+                connection.execute("SELECT count(*) FROM recent_terms").fetchone()[0],
+                connection.execute("SELECT count(DISTINCT p) FROM settled_terms JOIN paths USING (p) WHERE path LIKE 'm%.k%'"
+                                   " AND d>80").fetchone()[0],
+            )
+        )  # fmt: skip
+
+    for begin in range(0, 240, 20):
+        recent, paths = within(
+            lambda _: SqliteStore(tmp_path / "one.sqlite"), lambda s, b=begin: fill(s, records[b : b + 20])
+        )
+        assert recent <= 200 + 20 * 14
+    assert paths == 8
+    query = {"k3": {"$gte": 20, "$lt": 40}}
+    within(
+        lambda _: SqliteStore(tmp_path / "one.sqlite"),
+        lambda store: _finds(store, query, parse_sort("k5"), expected_ids(records, query, parse_sort("k5"))),
+    )
+
+
+async def _finds(store, query, sort, expected):
+    assert await pages(store, query, sort, 7) == expected

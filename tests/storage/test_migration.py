@@ -47,7 +47,8 @@ ALTER TABLE old_terms RENAME TO terms;
 DELETE FROM progress WHERE name='recent';
 PRAGMA user_version=3;
 """
-"""Makes one of a database of version 4."""
+VERSION_4 = "PRAGMA user_version=4;"
+"""Make such a database of one of this version."""
 
 
 def make_database(path, version, records):
@@ -110,8 +111,9 @@ def test_a_migrated_database_has_every_record_and_finds_it(old):
     assert migrate(path, dry_run=False).steps == ()
 
 
-def test_the_index_of_version_3_is_kept_and_goes_on(tmp_path):
-    """Its terms become the older generation: nothing is indexed again, and what is found and changed is the same."""
+@pytest.mark.parametrize(("version", "script"), [(3, VERSION_3), (4, VERSION_4)])
+def test_a_database_of_version_3_or_4_is_indexed_anew_and_goes_on(tmp_path, version, script):
+    """Its records stay, and what is saved later is found beside them."""
     path = tmp_path / "metadata.sqlite"
     records = some_records()
 
@@ -125,11 +127,11 @@ def test_the_index_of_version_3_is_kept_and_goes_on(tmp_path):
 
     asyncio.run(fill(SqliteStore(path), records[:600]))
     connection = sqlite3.connect(path)
-    connection.executescript(VERSION_3)
+    connection.executescript(script)
     connection.close()
-    assert migrate(path, dry_run=True).steps == ("divide the terms into two generations",)
+    assert migrate(path, dry_run=True).steps == ("index every document anew",)
     done = migrate(path, dry_run=False)
-    assert (done.version, done.target, done.records) == (3, SCHEMA_VERSION, 600)
+    assert (done.version, done.target, done.records) == (version, SCHEMA_VERSION, 600)
     assert asyncio.run(fill(SqliteStore(path), records[600:])) == 700
 
     async def look():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pymongo
 import pytest
+from services import buckets as bucket_service
 from services import fetch
 from services import mongo as mongo_service
 
@@ -26,6 +27,17 @@ def test_a_service_that_is_not_there_names_the_command_that_brings_it(monkeypatc
     assert "mongo-0" not in fetch.missing("gcs", "s3")
     assert not mongo_service.is_there()
     with pytest.raises(AssertionError, match=r"mongo-0.*make services"), mongo_service.running():
+        pass
+
+
+@pytest.mark.parametrize("service", ["gcs", "s3"])
+def test_a_bucket_that_cannot_be_run_names_the_command_too(monkeypatch, tmp_path, service):
+    """Of each kind by itself."""
+    monkeypatch.setattr(fetch, service.upper(), tmp_path / "absent-1")
+    monkeypatch.setattr(bucket_service, service.upper(), tmp_path / "absent-1")
+    monkeypatch.delenv(f"AQ_DATA_{service.upper()}", raising=False)
+    assert not bucket_service.are_there()
+    with pytest.raises(AssertionError, match=r"absent-1.*make services"), getattr(bucket_service, f"{service}_running")():
         pass
 
 

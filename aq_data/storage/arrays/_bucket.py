@@ -112,15 +112,16 @@ class Bucket(ABC):
     @abstractmethod
     async def begin(self, key: str) -> Parts: ...
 
+    @staticmethod
     @abstractmethod
-    def refusal(self, exc: BaseException) -> RefusedError | None:
+    def refusal(exc: BaseException) -> RefusedError | None:
         """The answer that an error of the library stands for, if it does."""
 
     @abstractmethod
     async def close(self) -> None: ...
 
 
-def refusal(bucket: Bucket, exc: BaseException | None) -> RefusedError | None:
+def refusal(bucket: Bucket | type[Bucket], exc: BaseException | None) -> RefusedError | None:
     """The answer that a failed request was given, if it was given one."""
     if exc is None or isinstance(exc, RefusedError):
         return exc
@@ -141,7 +142,7 @@ _WAYS_OUT = {
 }
 
 
-def translate(bucket: Bucket, address: str, exc: BaseException, key: str) -> AqDataError:
+def translate(bucket: Bucket | type[Bucket], address: str, exc: BaseException, key: str) -> AqDataError:
     """Our error for the library's: absence of the key, what waiting may mend, and what the operator must."""
     refused = refusal(bucket, exc)
     if refused is not None:

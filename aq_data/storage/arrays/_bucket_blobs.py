@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from aq_data.errors import AqDataError, NotFoundError, StorageError
-from aq_data.storage.arrays._bucket import Bucket, Page, Parts, asking, refusal
+from aq_data.storage.arrays._bucket import Bucket, Page, Parts, asking, refusal, translate
 from aq_data.storage.arrays.blobs import BlobEntry, BlobStore, Buffer, Upload
 from aq_data.storage.arrays.workers import Workers
 
@@ -17,9 +17,9 @@ __all__ = ["CONNECTIONS", "BucketBlobs"]
 
 T = TypeVar("T")
 
-CONNECTIONS = 64
+CONNECTIONS = 128
 """To the bucket, of all that a server does at a time."""
-AT_ONCE = 16
+AT_ONCE = 32
 """Requests of one call at a time."""
 PART_BYTES = 8 << 20
 """What an upload holds in memory; a smaller blob is one request. Parts grow, so that 10,000 of them hold a terabyte."""
@@ -33,10 +33,11 @@ READY = 64
 class BucketBlobs(BlobStore):
     """Blobs in a bucket. A blob is durable and named when its request is answered, so there is nothing to settle."""
 
-    def __init__(self, address: str, root: str, make: Callable[[], Bucket]) -> None:
-        """`root` is put before every key. `make` is called by the first request, in its event loop."""
-        self._address, self._root, self._make = address, root, make
+    def __init__(self, address: str, root: str, kind: type[Bucket], make: Callable[[], Bucket]) -> None:
+        """`root` is put before every key. `make` is called by the first request, in a thread, to make one of its `kind`."""
+        self._address, self._root, self._kind, self._make = address, root, kind, make
         self._bucket: Bucket | None = None
+        self._opening = asyncio.Lock()
         self._workers = Workers()
 
     async def ask(
@@ -47,7 +48,7 @@ class BucketBlobs(BlobStore):
         Absence only where it `may_be_absent`, and when it is the key's: an answer that does not say so may be that of a
         missing bucket or of something else at its endpoint, and costs a request more.
         """
-        bucket = self._opened()
+        bucket = await self._opened(key)
         try:
             return await asking(bucket, self._address, key, lambda: call(bucket), nbytes)
         except StorageError as exc:
@@ -57,9 +58,14 @@ class BucketBlobs(BlobStore):
         await asking(bucket, self._address, key, lambda: bucket.page(self._root, "", "", 1))
         raise NotFoundError(f"there is no blob {key!r} in {self._address}")
 
-    def _opened(self) -> Bucket:
+    async def _opened(self, key: str) -> Bucket:
         if self._bucket is None:
-            self._bucket = self._make()
+            async with self._opening:
+                if self._bucket is None:
+                    try:
+                        self._bucket = await self._workers.run(self._make)
+                    except self._kind.failures as exc:
+                        raise translate(self._kind, self._address, exc, key) from exc
         return self._bucket
 
     async def put_many(self, items: Sequence[tuple[str, Callable[[], Buffer]]]) -> None:
@@ -183,9 +189,12 @@ class BucketBlobs(BlobStore):
             await self.remove_many([entry.key for entry in entries])
 
     async def remove_many(self, keys: Sequence[str]) -> None:
-        size = self._opened().deleted_at_once
+        size = self._kind.deleted_at_once
         batches = [[self._root + key for key in keys[i : i + size]] for i in range(0, len(keys), size)]
         await self._lanes(len(batches), lambda i: self.ask(keys[i * size], lambda bucket: bucket.delete(batches[i])))
+
+    def location(self, key: str) -> str:
+        return f"{self._address}/{key}"
 
     async def check(self) -> None:
         await self.replace(f".ready-{os.getpid() % READY}", b"")

@@ -15,6 +15,7 @@ import google.auth.exceptions
 import requests.exceptions
 from gcsfs.core import GCSFileSystem
 from gcsfs.retry import HttpError, NonRetryableError
+from google.oauth2.service_account import Credentials
 from yarl import URL
 
 from aq_data.storage.arrays._bucket import CONNECT_SECONDS, SILENT_SECONDS, Bucket, Page, Parts, RefusedError, TruncatedError
@@ -22,6 +23,7 @@ from aq_data.storage.arrays.blobs import BlobEntry
 
 __all__ = ["GcsBucket"]
 
+SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 BINARY = {"Content-Type": "application/octet-stream"}
 BOUNDARY = "one-deletion"
 PIECE = 1 << 18
@@ -51,27 +53,39 @@ class GcsBucket(Bucket):
     lasting = (aiohttp.ClientSSLError,)
     deleted_at_once = 100
 
-    def __init__(self, name: str, options: dict[str, Any], connections: int) -> None:
-        """`options` are those of gcsfs. To be made inside the event loop that asks."""
+    def __init__(self, name: str, options: dict[str, Any], key_file: str | None, connections: int) -> None:
+        """`options` are those of gcsfs, `key_file` is that of a service account.
+
+        To be made in a thread: it may look for credentials on the network.
+        """
         self._name = quote(name, safe="")
+        if key_file is not None:  # gcsfs would try a wrong one in other ways, and send it as a token
+            token = Credentials.from_service_account_file(key_file, scopes=[SCOPE])  # type: ignore[no-untyped-call]
+            options = {**options, "token": token}
         self._fs = GCSFileSystem(
             asynchronous=True,
             skip_instance_cache=True,
             use_listings_cache=False,
-            session_kwargs={
-                "connector": aiohttp.TCPConnector(limit=connections),
-                "timeout": aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS),
-                "auto_decompress": False,
-            },
             **options,
         )
+        self._connections = connections
         self._base: str = self._fs._location  # noqa: SLF001  (gcsfs has no other word for the endpoint it found)
+
+    async def _session(self) -> aiohttp.ClientSession:
+        if self._fs._session is None:  # noqa: SLF001
+            self._fs.session_kwargs = {
+                "connector": aiohttp.TCPConnector(limit=self._connections),
+                "timeout": aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS),
+                "auto_decompress": False,
+            }
+        session: aiohttp.ClientSession = await self._fs._set_session()  # noqa: SLF001
+        return session
 
     async def _request(
         self, method: str, url: str, headers: dict[str, str] | None = None, data: Any = None, taken: tuple[int, ...] = ()
     ) -> tuple[int, Any, bytes]:
         """Status, headers and body of one request; `RefusedError` when the status is an error and not among `taken`."""
-        session = await self._fs._set_session()  # noqa: SLF001
+        session = await self._session()
         sent = {"Accept-Encoding": "identity", **(headers or {})}
         credentials = self._fs.credentials
         if credentials.credentials is not None:
@@ -161,7 +175,8 @@ class GcsBucket(Bucket):
         _, headers, _ = await self._request("POST", self._upload(key, "resumable"), {"Content-Length": "0"})
         return _Session(self, headers["Location"])
 
-    def refusal(self, exc: BaseException) -> RefusedError | None:
+    @staticmethod
+    def refusal(exc: BaseException) -> RefusedError | None:
         if isinstance(exc, HttpError):  # from refreshing a token
             return RefusedError(int(exc.code or 401), "", str(exc))
         return None

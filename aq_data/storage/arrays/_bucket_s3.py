@@ -49,7 +49,7 @@ class S3Bucket(Bucket):
     deleted_at_once = 1000
 
     def __init__(self, name: str, options: dict[str, Any], connections: int) -> None:
-        """`options` are those of s3fs. To be made inside the event loop that asks."""
+        """`options` are those of s3fs. To be made in a thread: it may look for credentials on the network."""
         self._name, self._prepared = name, None
         config = {
             "connect_timeout": CONNECT_SECONDS,
@@ -132,7 +132,8 @@ class S3Bucket(Bucket):
         answer = await client.create_multipart_upload(Bucket=self._name, Key=key)
         return _Multipart(self, client, {"Bucket": self._name, "Key": key, "UploadId": answer["UploadId"]})
 
-    def refusal(self, exc: BaseException) -> RefusedError | None:
+    @staticmethod
+    def refusal(exc: BaseException) -> RefusedError | None:
         if not isinstance(exc, botocore.exceptions.ClientError):
             return None
         error = exc.response.get("Error", {})

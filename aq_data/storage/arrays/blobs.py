@@ -104,6 +104,10 @@ class BlobStore(ABC):
         """Delete single blobs; those that are not there are passed over."""
 
     @abstractmethod
+    def location(self, key: str) -> str:
+        """The address under which other programs find the key; "" when there is none."""
+
+    @abstractmethod
     async def check(self) -> None:
         """Return when a blob can be written; raise otherwise."""
 

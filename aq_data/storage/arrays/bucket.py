@@ -52,8 +52,7 @@ def open_bucket(url: str, options: BucketOptions = BucketOptions()) -> BlobStore
     kind, name, prefix = _parse(url)
     _check_options(kind, options)
     address = f"{kind}://{name}/{prefix}".rstrip("/")
-    make = _gcs(name, options) if kind == "gs" else _s3(name, options)
-    return BucketBlobs(address, f"{prefix}/" if prefix else "", make)
+    return BucketBlobs(address, f"{prefix}/" if prefix else "", *(_gcs if kind == "gs" else _s3)(name, options))
 
 
 def _parse(url: str) -> tuple[str, str, str]:
@@ -82,20 +81,21 @@ def _check_options(kind: str, options: BucketOptions) -> None:
             raise ConfigError(f"anonymous and {field} exclude each other: keep one of them")
 
 
-def _gcs(name: str, options: BucketOptions) -> Callable[[], Bucket]:
+def _gcs(name: str, options: BucketOptions) -> tuple[type[Bucket], Callable[[], Bucket]]:
     try:
         from aq_data.storage.arrays._bucket_gcs import GcsBucket
     except ImportError as exc:
         raise ConfigError(f"a gs:// bucket needs gcsfs: `pip install 'aq-data[gcs]'` ({exc})") from exc
 
-    token = "anon" if options.anonymous else "google_default"
-    if options.key_file is not None:
-        token = str(Path(options.key_file).expanduser())
-    given = {"token": token, "endpoint_url": options.endpoint and options.endpoint.rstrip("/")}
-    return lambda: GcsBucket(name, given, CONNECTIONS)
+    given = {
+        "token": "anon" if options.anonymous else "google_default",
+        "endpoint_url": options.endpoint and options.endpoint.rstrip("/"),
+    }
+    file = None if options.key_file is None else str(Path(options.key_file).expanduser())
+    return GcsBucket, lambda: GcsBucket(name, given, file, CONNECTIONS)
 
 
-def _s3(name: str, options: BucketOptions) -> Callable[[], Bucket]:
+def _s3(name: str, options: BucketOptions) -> tuple[type[Bucket], Callable[[], Bucket]]:
     try:
         from aq_data.storage.arrays._bucket_s3 import S3Bucket, session
     except ImportError as exc:
@@ -104,7 +104,9 @@ def _s3(name: str, options: BucketOptions) -> Callable[[], Bucket]:
     given: dict[str, Any] = {"anon": options.anonymous, "endpoint_url": options.endpoint}
     if options.region is not None:
         given["client_kwargs"] = {"region_name": options.region}
-    return lambda: S3Bucket(name, {**given, "session": session(options.credentials_file, options.profile)}, CONNECTIONS)
+    return S3Bucket, lambda: S3Bucket(
+        name, {**given, "session": session(options.credentials_file, options.profile)}, CONNECTIONS
+    )
 
 
 resolve(BucketOptions)

@@ -253,6 +253,9 @@ class FolderBlobs(BlobStore):
 
         await self._workers.run(settle)
 
+    def location(self, key: str) -> str:
+        return self._path(key)
+
     async def check(self) -> None:
         await self.replace(".ready", b"")
 

@@ -45,7 +45,7 @@ class Place:
     options: BucketOptions = NO_OPTIONS
 
     def location(self, key: str) -> str:
-        """The address under which other programs find a key; "" when there is none."""
+        """As `BlobStore.location`, of a store that need not be opened."""
         return "" if self.root == MEMORY else f"{self.root}/{key}"
 
 
@@ -152,7 +152,8 @@ class ArrayStores:
             for store in await self._ask()
             if store.name not in self._configured
         }
-        self._added, self._asked = found, max(asked, self._asked)
+        if asked >= self._asked:  # else somebody who began to ask later was answered before
+            self._added, self._asked = found, asked
 
     def _place_of(self, root: str) -> Place:
         entry = allowing(root, self._roots)

@@ -12,6 +12,8 @@ __all__ = ["Counts"]
 
 FACETS = 1000
 """Distinct values of a path that are counted one by one; a path with more is counted by walking it."""
+VARIED = 100
+"""Distinct values, from which on a path is one of those that vary; of few values each row stands beside the last one."""
 ENDLESS = 1 << 62
 """A disorder in which the order of saving says nothing."""
 
@@ -56,15 +58,18 @@ class Counts:
             many = connection.execute("SELECT many FROM paths WHERE p=?", (p,)).fetchone()[0]
             rows = () if many else connection.execute("SELECT v FROM facets WHERE p=?", (p,)).fetchall()
             self._facets[p] = None if many else {row[0] for row in rows}
+            if many:
+                self._entries.varied.add(p)
         known = self._facets[p]
         if known is None:
             return False
         known.add(value)
+        if len(known) > VARIED:
+            self._entries.varied.add(p)
         if len(known) > FACETS:
             connection.execute("UPDATE paths SET many=1 WHERE p=?", (p,))
             connection.execute("DELETE FROM facets WHERE p=?", (p,))
             self._facets[p] = None
-            self._entries.varied.add(p)
             return False
         return True
 

@@ -23,7 +23,7 @@ log = logging.getLogger("aq_data")
 
 _NOT_UNDERSTOOD = (ArithmeticError, AqDataError, LookupError, TypeError, ValueError)
 _COUNTED = {"number", "text", "bool", "date", "snapshot"}
-_FEW_VALUES = {"null", "nan", "size"}
+_FEW_VALUES = {"null", "nan", "size", "object"}
 
 
 class Stored(NamedTuple):
@@ -36,18 +36,13 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A row for each term, in order, with the number of its path and no position; `facts` with 0 in place of digests."""
+    """Rows of `terms` and `facts`, each in order, with the number of the path and without a position."""
 
-    rows: list[tuple[int, Any]]
+    terms: list[tuple[int, Any]]
     facts: list[tuple[int, Any]]
     words: str
     is_deleted: bool
     created_at: int | None = None
-
-    @property
-    def terms(self) -> list[tuple[int, Any]]:
-        """Under -p those of a deleted document."""
-        return [(-p, v) for p, v in self.rows] if self.is_deleted else self.rows
 
 
 class Entries:
@@ -60,7 +55,8 @@ class Entries:
         self.varied: set[int] = set()
         self.counted: set[int] = set()
         self._numbers: dict[tuple[str, str], int] = {}
-        self._digests: set[int] = set()
+        self._wholes: set[int] = set()
+        self._objects: set[int] = set()
         self._ordered: dict[int, str] = {}
         self._multi: set[str] = set()
         self._shared: set[int] = set()
@@ -90,7 +86,7 @@ class Entries:
             log.error("a snapshot cannot be indexed and will not be found", exc_info=exc, extra={"fields": fields})
             return Entry([], [], "", False)
         entry = self._entry(connection, found, words, False)
-        fresh = {p for p, _ in entry.rows} - self._shared
+        fresh = {p for p, _ in entry.facts} - self._shared
         connection.executemany("UPDATE paths SET shared=1 WHERE p=? AND NOT shared", [(p,) for p in fresh])
         self._shared |= fresh
         return entry
@@ -109,10 +105,13 @@ class Entries:
         ordered = [self._ordered[p] for p, _ in rows if p in self._ordered]
         if len(set(ordered)) < len(ordered):
             self._note_multi(connection, Counter(ordered))
-        facts = [(p, 0) if p in self._digests else (p, v) for p, v in rows]
+        facts = [(p, 0) if p in self._wholes else (p, v) for p, v in rows]
+        listed = list(dict.fromkeys((p, 0) if p in self._objects else (p, v) for p, v in rows))
+        if is_deleted:
+            listed = [(-p, v) for p, v in listed]
         created = numbers.get(("created_at", "date"))
         created_at = next((int(v) for p, v in rows if p == created), None)
-        return Entry(rows, facts, words, is_deleted, created_at)
+        return Entry(listed, facts, words, is_deleted, created_at)
 
     def _number(self, connection: sqlite3.Connection, path: str, kind: str) -> None:
         inherited = "(SELECT coalesce(max(multi), 0) FROM paths WHERE path=?)"
@@ -122,7 +121,9 @@ class Entries:
         if kind in KIND_ORDER:
             self._ordered[p] = path
         if kind == "whole":
-            self._digests.add(p)
+            self._wholes.add(p)
+        if kind == "object":
+            self._objects.add(p)
         if kind in _COUNTED:
             self.counted.add(p)
         if many or (kind not in _COUNTED and kind not in _FEW_VALUES):

@@ -15,8 +15,8 @@ from typing import Any
 
 __all__ = ["Generations"]
 
-RECENT = 2_000_000
-"""Rows that `recent_terms` keeps, some 50 MB. A batch rewrites them all, which is why they are not more; what moves on meets
+RECENT = 1_000_000
+"""Rows that `recent_terms` keeps, some 25 MB. A batch rewrites them all, which is why they are not more; what moves on meets
 the more neighbours the more there are."""
 
 Row = tuple[int, Any, int]

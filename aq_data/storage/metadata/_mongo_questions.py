@@ -2,33 +2,41 @@
 
 The total is counted from the index alone where one condition decides. A small set is fetched and sorted. Of a large one the
 records are walked in the order asked for until the page is full, for a short time: where those that match stand at the far
-end, everything is sorted after all.
+end, everything is sorted after all. What is sorted by a path inside of snapshots is sorted here, whole.
+
+Snapshots are asked first, for what they may match (`_mongo_lookups`).
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
-from typing import Any
+from dataclasses import dataclass
+from heapq import nlargest, nsmallest
+from typing import Any, TypeVar
 
-import msgspec
 from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.asynchronous.command_cursor import AsyncCommandCursor
 from pymongo.errors import ExecutionTimeout, OperationFailure
 
-from aq_data.errors import QueryError
-from aq_data.models.matching import Facts, matches
+from aq_data.errors import CorruptionError, QueryError
 from aq_data.models.paths import SortKey
 from aq_data.models.query import Compare, Node, check_dimension, nodes_of
 from aq_data.models.units import QUANTITY
 from aq_data.storage.metadata import _mql
 from aq_data.storage.metadata._mongo_border import border
+from aq_data.storage.metadata._mongo_lookups import Lookups, facts_of
+from aq_data.storage.metadata._mongo_parts import Parts
+from aq_data.storage.metadata._mongo_snapshots import Snapshots
+from aq_data.storage.metadata._shared import Shared, grouped, is_in_instruments
 from aq_data.storage.metadata.cursors import Cursor
 from aq_data.storage.metadata.store import Page
 
 __all__ = ["EXACT_TOTAL", "Questions"]
 
+T = TypeVar("T")
 Row = dict[str, Any]
 
 EXACT_TOTAL = 10_000
@@ -40,51 +48,92 @@ SORTED_ANYWAY = 200
 """So few matches are sorted whatever a walk would cost."""
 SIZE_SECONDS = 60.0
 """How long the number of records is remembered; it only helps to choose a way."""
+SORTED_AT_ONCE = 1000
+WHOLE = {"document": 1, "snapshot": 1, "apart": 1}
+JUDGED_AT_ONCE = 200
 REGEX_GAVE_UP = 51156
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A filter, what snapshots say to its parts, and the filter that MongoDB is given for it."""
+
+    node: Node
+    include_deleted: bool
+    shared: Shared
+    deadline: float
+
+    @property
+    def where(self) -> Row:
+        return _mql.selection(self.node, self.include_deleted, self.shared)
+
+    @property
+    def is_exact(self) -> bool:
+        return _mql.is_exact(self.node, self.shared)
+
+    @property
+    def is_indexed(self) -> bool:
+        return _mql.is_indexed(self.node)
 
 
 class Questions:
     """Asks the collections that `collection` names."""
 
-    def __init__(self, collection: Callable[[str], Awaitable[AsyncCollection[Row]]]) -> None:
-        self._collection = collection
+    def __init__(
+        self, collection: Callable[[str], Awaitable[AsyncCollection[Row]]], snapshots: Snapshots, parts: Parts
+    ) -> None:
+        self._collection, self._snapshots, self._parts = collection, snapshots, parts
+        self._lookups = Lookups(snapshots)
         self._size, self._size_at = 0, float("-inf")
 
     async def search(self, node: Node, sort: SortKey, limit: int, cursor: str | None, include_deleted: bool) -> Page:
         start = Cursor.decode(cursor, sort, str) if cursor is not None else None
         after = _mql.place_of(start, sort) if start else None
-        with _asking():
-            await self._check_dimensions(node)
-            where = _mql.selection(node, include_deleted)
-            total, is_exact = (start.total, start.total_is_exact) if start else await self._total(node, where)
-            rows: list[Row] = []
-            if limit and total:
-                rows = await self._rows(node, where, sort, after, limit + 1, total, include_deleted)
-        more = len(rows) > limit
-        following = _mql.cursor_of(rows[limit - 1], sort, total, is_exact).encode(sort) if more else None
-        return Page([msgspec.Raw(row["document"]) for row in rows[:limit]], total, is_exact, following)
+
+        async def page(asked: Asked) -> Page:
+            total, is_exact = (start.total, start.total_is_exact) if start else await self._total(asked)
+            rows = await self._rows(asked, sort, after, limit + 1, total) if limit and total else []
+            more = len(rows) > limit
+            following = _mql.cursor_of(rows[limit - 1], sort, total, is_exact).encode(sort) if more else None
+            await self._parts.fill(rows[:limit])
+            return Page(await self._snapshots.joined(rows[:limit]), total, is_exact, following)
+
+        try:
+            return await self._answer(node, page, include_deleted)
+        except CorruptionError:  # a record was changed, and its snapshot removed, after it was found
+            return await self._answer(node, page, include_deleted)
 
     async def count(self, node: Node) -> int:
-        with _asking():
-            await self._check_dimensions(node)
-            return await self._counted(node, _mql.selection(node, False), None)
+        return await self._answer(node, lambda asked: self._counted(asked, None))
 
     async def distinct(self, path: str, node: Node, limit: int) -> list[tuple[object, int]]:
-        datafiles = await self._collection("datafiles")
-        where = _mql.selection(node, False)
-        with _asking():
-            await self._check_dimensions(node)
-            if _mql.is_exact(node):
-                found = await datafiles.aggregate(_mql.distinct_pipeline(path, where, limit), maxTimeMS=_ms(QUERY_SECONDS))
+        async def values(asked: Asked) -> list[tuple[object, int]]:
+            may_be_inside = is_in_instruments(path)
+            if asked.is_exact and not may_be_inside:
+                found = await self._aggregate(_mql.distinct_pipeline(path, asked.where, limit))
                 return [(_mql.shown(row["_id"]["k"], row["_id"]["v"]), row["n"]) async for row in found]
-            counts: Counter[tuple[str, Any]] = Counter()
-            async for row in self._judged(node, [{"$match": where}, {"$project": {"document": 1}}]):
-                terms = Facts(msgspec.json.decode(row["document"])).terms
-                counts.update((term.kind, term.value) for term in terms if term.path == path)
-        wanted = [(-n, key) for key, n in counts.items() if key[0] in _mql.DISTINCT_KINDS]
-        return [(_mql.shown(*key), -n) for n, key in sorted(wanted)[:limit]]
+            counts = await self._values_of_records(path, asked)
+            if may_be_inside:
+                having = await self._records_of_snapshots(asked)
+                inside = await self._snapshots.values(path, _mql.DISTINCT_KINDS, having)
+                for hash, listed in inside.items():
+                    for value in listed:
+                        counts[value] += having[hash]
+            wanted = sorted((-n, key) for key, n in counts.items())
+            return [(_mql.shown(*key), -n) for n, key in wanted[:limit]]
+
+        return await self._answer(node, values)
 
     # --- how -------------------------------------------------------------------------------------------------------
+
+    async def _answer(self, node: Node, ask: Callable[[Asked], Awaitable[T]], include_deleted: bool = False) -> T:
+        """What `ask` returns for the filter and what snapshots say to it."""
+        with _asking():
+            await self._check_dimensions(node)
+            node, deadline = grouped(node), time.monotonic() + QUERY_SECONDS
+            return await self._lookups.settled(
+                node, lambda shared: ask(Asked(node, include_deleted, shared, deadline)), QUERY_SECONDS
+            )
 
     async def _check_dimensions(self, node: Node) -> None:
         asked = [one for one in nodes_of(node) if isinstance(one, Compare) and one.kind.startswith(QUANTITY)]
@@ -94,33 +143,55 @@ class Questions:
             for one in asked:
                 check_dimension(one, [row["kind"] for row in rows if row["path"] == one.path])
 
-    async def _total(self, node: Node, where: Row) -> tuple[int, bool]:
-        found = await self._counted(node, where, EXACT_TOTAL + 1)
+    async def _total(self, asked: Asked) -> tuple[int, bool]:
+        found = await self._counted(asked, EXACT_TOTAL + 1)
         return min(found, EXACT_TOTAL), found <= EXACT_TOTAL
 
-    async def _counted(self, node: Node, where: Row, limit: int | None) -> int:
-        if not _mql.is_exact(node):
-            pipeline = [{"$match": where}, {"$project": {"document": 1}}]
-            return len(await self._first(node, pipeline, limit or -1))
-        datafiles = await self._collection("datafiles")
-        found = await datafiles.aggregate(_mql.total_pipeline(where, limit), maxTimeMS=_ms(QUERY_SECONDS))
+    async def _counted(self, asked: Asked, limit: int | None) -> int:
+        if not asked.is_exact:
+            pipeline = [{"$match": asked.where}, {"$project": WHOLE}]
+            return sum([1 async for _ in self._first(asked, pipeline, limit)])
+        found = await self._aggregate(_mql.total_pipeline(asked.where, limit))
         rows = await found.to_list()
         return int(rows[0]["n"]) if rows else 0
 
-    async def _rows(
-        self, node: Node, where: Row, sort: SortKey, after: Any, limit: int, total: int, include_deleted: bool
-    ) -> list[Row]:
+    async def _values_of_records(self, path: str, asked: Asked) -> Counter[tuple[str, Any]]:
+        """How many records have each value outside of their snapshots."""
+        counts: Counter[tuple[str, Any]] = Counter()
+        if asked.is_exact:
+            found = await self._aggregate(_mql.distinct_pipeline(path, asked.where, None))
+            counts.update({(row["_id"]["k"], row["_id"]["v"]): row["n"] async for row in found})
+            return counts
+        pipeline = [{"$match": asked.where}, {"$project": WHOLE}]
+        async for row in self._first(asked, pipeline, None):
+            terms = [(term.kind, term.value) for term in facts_of(row).terms if term.path == path]
+            counts.update({value for value in terms if value[0] in _mql.DISTINCT_KINDS})
+        return counts
+
+    async def _records_of_snapshots(self, asked: Asked) -> Counter[str]:
+        """How many of the records that match have each snapshot."""
+        if asked.is_exact:
+            found = await self._aggregate(_mql.distinct_snapshots_pipeline(asked.where))
+            return Counter({row["_id"]: row["n"] async for row in found})
+        pipeline = [{"$match": asked.where}, {"$project": WHOLE}]
+        return Counter([row["snapshot"] async for row in self._first(asked, pipeline, None) if "snapshot" in row])
+
+    async def _rows(self, asked: Asked, sort: SortKey, after: Any, limit: int, total: int) -> list[Row]:
         """The rows of one page in order."""
-        index = None if include_deleted else _mql.sort_index(sort)
-        needed = limit if _mql.is_exact(node) else None
-        if index is not None and not (_mql.is_indexed(node) and await self._is_near(total, limit)):
-            pipeline = _mql.page_pipeline(_mql.walked(where), sort, after, needed, include_deleted)
+        if is_in_instruments(sort.path) and await self._snapshots.have(sort.path):
+            return await self._sorted_here(asked, sort, after, limit)
+        index = None if asked.include_deleted else _mql.sort_index(sort)
+        needed = limit if asked.is_exact else None
+        if index is not None and not (asked.is_indexed and await self._is_near(total, limit)):
+            pipeline = _mql.page_pipeline(_mql.walked(asked.where), sort, after, needed, asked.include_deleted)
             try:
-                return await self._first(node, pipeline, limit, WALK_SECONDS if _mql.is_indexed(node) else None, index)
+                seconds = WALK_SECONDS if asked.is_indexed else None
+                return [row async for row in self._first(asked, pipeline, limit, seconds, index)]
             except ExecutionTimeout:
-                if not _mql.is_indexed(node):
+                if not asked.is_indexed:
                     raise
-        return await self._first(node, _mql.page_pipeline(where, sort, after, needed, include_deleted), limit)
+        pipeline = _mql.page_pipeline(asked.where, sort, after, needed, asked.include_deleted)
+        return [row async for row in self._first(asked, pipeline, limit)]
 
     async def _is_near(self, total: int, limit: int) -> bool:
         """Whether sorting what matches costs less than walking past what does not."""
@@ -132,29 +203,87 @@ class Questions:
             self._size, self._size_at = await datafiles.estimated_document_count(), now
         return total < limit * self._size / total
 
-    async def _first(
-        self, node: Node, pipeline: _mql.Pipeline, limit: int, seconds: float | None = None, index: str | None = None
-    ) -> list[Row]:
-        rows: list[Row] = []
-        async with aclosing(self._judged(node, pipeline, seconds, index)) as found:
-            async for row in found:
-                rows.append(row)
-                if len(rows) == limit:
-                    break
-        return rows
+    async def _sorted_here(self, asked: Asked, sort: SortKey, after: Any, limit: int) -> list[Row]:
+        """As `_rows` by a path that snapshots have: the places of all that match, then the documents of the page."""
+        best = nlargest if sort.descending else nsmallest
+        last = None if after is None else _key(after)
+        found: list[Row] = []
+        pipeline = _mql.places_pipeline(asked.where, sort, asked.include_deleted, whole=not asked.is_exact)
+        async for batch in _batches(self._first(asked, pipeline, None), SORTED_AT_ONCE):
+            inside = await self._snapshots.places(sort, {row["snapshot"] for row in batch if "snapshot" in row})
+            for row in batch:
+                row.pop("document", None)
+                rank, value = inside.get(row.get("snapshot", ""), (row["place"]["r"], row["place"]["v"]))
+                row["place"] = {"r": rank, "v": value, "o": row["o"]}
+            try:
+                keyed = [(_key(row["place"]), row) for row in batch]
+                behind = [row for key, row in keyed if last is None or (key < last if sort.descending else key > last)]
+            except TypeError as exc:
+                raise QueryError("the cursor is not one that this server gave", code="bad_cursor") from exc
+            found = best(limit, [*found, *behind], key=lambda row: _key(row["place"]))
+        datafiles = await self._collection("datafiles")
+        wanted = {"_id": {"$in": [row["_id"] for row in found]}}
+        documents = {row["_id"]: row async for row in datafiles.find(wanted, WHOLE)}
+        return [{**documents[row["_id"]], "place": row["place"], "o": row["o"]} for row in found if row["_id"] in documents]
 
-    async def _judged(
-        self, node: Node, pipeline: _mql.Pipeline, seconds: float | None = None, index: str | None = None
+    async def _first(
+        self,
+        asked: Asked,
+        pipeline: _mql.Pipeline,
+        limit: int | None,
+        seconds: float | None = None,
+        index: str | None = None,
     ) -> AsyncGenerator[Row, None]:
         """Rows of the pipeline that match, each judged again where the filter is only an upper bound."""
-        datafiles = await self._collection("datafiles")
         hint: Row = {} if index is None else {"hint": index}
-        found = await datafiles.aggregate(pipeline, maxTimeMS=_ms(seconds or QUERY_SECONDS), **hint)
-        is_exact = _mql.is_exact(node)
-        async with found:
-            async for row in found:
-                if is_exact or matches(node, Facts(msgspec.json.decode(row["document"]))):
-                    yield row
+        count = 0
+        async with await self._aggregate(pipeline, seconds, **hint) as found, aclosing(self._judged(asked, found)) as rows:
+            async for row in rows:
+                yield row
+                count += 1
+                if count == limit:
+                    return
+
+    async def _judged(self, asked: Asked, rows: AsyncIterator[Row]) -> AsyncGenerator[Row, None]:
+        if asked.is_exact:
+            async for row in rows:
+                yield row
+            return
+        async for batch in _batches(rows, JUDGED_AT_ONCE):
+            left = asked.deadline - time.monotonic()
+            if left <= 0:
+                raise _too_long()
+            await self._parts.fill(batch)
+            for row in await self._lookups.judged(asked.node, asked.shared, batch, left):
+                yield row
+
+    async def _aggregate(
+        self, pipeline: _mql.Pipeline, seconds: float | None = None, **options: Any
+    ) -> AsyncCommandCursor[Row]:
+        datafiles = await self._collection("datafiles")
+        # What has to be sorted may be more than MongoDB sorts in memory.
+        return await datafiles.aggregate(pipeline, maxTimeMS=_ms(seconds or QUERY_SECONDS), allowDiskUse=True, **options)
+
+
+async def _batches(rows: AsyncIterator[Row], size: int) -> AsyncGenerator[list[Row], None]:
+    batch: list[Row] = []
+    async for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _key(place: Row) -> tuple[int, Any, bytes]:
+    return place["r"], place["v"], bytes(place["o"])
+
+
+def _too_long() -> QueryError:
+    return QueryError(
+        f"the query took longer than {QUERY_SECONDS:g} s; narrow it with an equality, a range or ^ in a pattern"
+    )
 
 
 def _ms(seconds: float) -> int:
@@ -168,9 +297,7 @@ def _asking() -> Iterator[None]:
         try:
             yield
         except ExecutionTimeout as exc:
-            raise QueryError(
-                f"the query took longer than {QUERY_SECONDS:g} s; narrow it with an equality, a range or ^ in a pattern"
-            ) from exc
+            raise _too_long() from exc
         except OperationFailure as exc:
             if exc.code != REGEX_GAVE_UP:
                 raise

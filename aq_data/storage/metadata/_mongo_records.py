@@ -1,15 +1,22 @@
 """What a record looks like in MongoDB: one document of `datafiles` under the DataFile's id, and the indexes over it.
 
     revision, deleted, attempt, digest, document    as in `Record`; `document` is JSON bytes
-    pid                                             that of the document, while it is alive: unique
+    snapshot                                        the hash of its instruments, when `document` is without them
+    pid                                             that of the document, while it is alive
+    holds                                           what it claims outside: see `_mongo_claims`
+    apart                                           where the values of it lie that are large: see `_mongo_parts`
     o                                               its place in order of saving: `created_at`, then the id, in 24 bytes
     s                                               for each path of `SORTED` its sort value and `o`, compared as one
     t                                               its terms: a field for each (path, kind), named by a hash of the two
     x                                               its texts too long for the index, whole, under the names they have in `t`
     by                                              whose write was the last: a caller who got no answer looks here
-    barred                                          keys never to be published; it may stand alone before the record
+    barred                                          keys never to be published; it and `holds` may stand before the record
     change                                          how it came from the revision before; older ones are in `changes`
     sweep                                           plan, state and `version` while it has a log; `pending`: work to do
+
+No field grows beyond a bound: `t`, `x` and `s` together have at most `INDEXED_BYTES`, the state of a sweep `STATE_BYTES`;
+`document`, `change` and plan are apart when they are large. `barred` has some 30 bytes for each orphan that `gc` removed
+under this id. 16 MB are far from the sum.
 
 One wildcard index over `t` serves every path, and counts without reading a document (decision 0008). A tombstone has its
 terms in `g`, out of its way. Values in one field are of one BSON type. MongoDB compares a list by any of its elements, and
@@ -23,40 +30,52 @@ import hashlib
 import logging
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import bson
 import msgspec
 from bson import Binary
 
-from aq_data.errors import AqDataError
+from aq_data.errors import AqDataError, TooLargeError
 from aq_data.models.datafile import DataFile
 from aq_data.models.matching import Facts
-from aq_data.models.paths import SortKey
+from aq_data.models.paths import MAX_PATH, SortKey
+from aq_data.models.snapshots import Snapshot
 from aq_data.models.terms import TEXT_PREFIX, Kind, Term, sort_key, texts_at
 from aq_data.models.units import QUANTITY
+from aq_data.storage.metadata._mongo_parts import Place
 from aq_data.storage.metadata.record import Record
 
 __all__ = [
+    "INDEXED_BYTES",
+    "INDEXED_KEYS",
     "INDEXES",
+    "LARGE_BYTES",
     "LONG",
     "ORDER_BYTES",
     "SCHEMA_VERSION",
+    "SNAPSHOT",
     "SORTED",
     "TERMS_INDEX",
     "WORDS",
     "Stored",
+    "claims_of",
     "field_of",
+    "fields_of",
+    "found_by",
     "make_mark",
-    "read_record",
+    "pid_key",
     "stored",
 ]
 
 log = logging.getLogger("aq_data")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of a database of version 1 the records are whole, whatever the size of their instruments; they stay as they are until they
+are changed."""
 
 SORTED: dict[str, Kind] = {"name": "text", "measured_at": "date", "updated_at": "date", "size": "number"}
 """Paths with an index in sort order, besides `created_at` (by `o`) and `id`, and the one kind that their values have."""
@@ -66,44 +85,71 @@ INDEXES: tuple[tuple[str, list[tuple[str, int]], dict[str, Any]], ...] = (
     (TERMS_INDEX, [("t.$**", 1)], {}),
     ("created_at", [("deleted", 1), ("o", 1)], {}),
     *((path, [("deleted", 1), (f"s.{path}", 1)], {}) for path in SORTED),
-    ("pids", [("pid", 1)], {"unique": True, "partialFilterExpression": {"pid": {"$type": "string"}}}),
+    ("holds", [("holds", 1)], {"sparse": True}),
     ("pending", [("sweep.pending", 1)], {"partialFilterExpression": {"sweep.pending": True}}),
 )
 """Name, keys and options."""
 
 WORDS = "words"
 """The field under `t` with the document's words."""
+SNAPSHOT = "snapshot"
+"""The field under `t` with the hash of the document's snapshot: by this term whatever is found in a snapshot leads to it."""
 LONG = "long"
 """A kind of our own: at this path stands a text of which the index has only the beginning."""
 
 ORDER_BYTES = 24
+INDEXED_BYTES = 10 << 20
+"""What a document is found by takes no more. Its text as JSON may be as large as the server lets it."""
+INDEXED_KEYS = 80_000
+"""Nor has it more values. All keys of a document are written at once, and MongoDB gives up, again and again, on what takes
+more than a tenth of its cache: 100,000 keys where that has 256 MB."""
+LARGE_BYTES = 64 << 10
+"""Documents of so much JSON are taken apart in a thread, and what they are found by is measured."""
+LONG_PID = 500
 
 
 @lru_cache(100_000)
 def field_of(path: str, kind: Kind) -> str:
-    """The name under `t` of the values of one kind at one path: 64 bits, so that two never meet in practice."""
+    """The name under `t` of the values of one kind at one path: 64 bits, so that two never meet in practice.
+
+    Digests of objects are kept with the other digests.
+    """
+    kind = "whole" if kind == "object" else kind
     digest = hashlib.blake2b(f"{kind}:{path}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return base64.urlsafe_b64encode(digest).decode("ascii").rstrip("=")
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What is written of a record: fields to set, and to remove, as a tombstone has no `t`; its quantities' (path, kind)."""
+    """What is written of a record: fields to set, and to remove, as a tombstone has no `t`; its quantities' (path, kind).
+
+    `needs` has to be claimed and `snapshot` put before it is written, and nothing of `keys` be barred. `replaces` may be
+    removed once it has taken the place of the record before.
+    """
 
     fields: dict[str, Any]
     removed: dict[str, str]
     quantities: frozenset[tuple[str, Kind]]
+    snapshot: Snapshot | None
+    needs: tuple[str, ...]
+    keys: tuple[str, ...] = ()
+    replaces: Place | None = None
+
+    @property
+    def wanted(self) -> dict[str, Any]:
+        """What must hold of the document that it is written to."""
+        return {"holds": {"$all": list(self.needs)}} if self.needs else {}
 
 
-def stored(record: Record) -> Stored:
-    """The form in which a record is kept."""
-    document = record.document
-    encoded = msgspec.json.encode(document)
-    facts = _facts_of(document, encoded)
-    found = facts.terms if facts else frozenset()
-    terms, texts = _stored_terms(facts) if facts else ({}, {})
-    order = _order_of(document, found)
+def stored(record: Record, encoded: bytes, snapshot: Snapshot | None) -> Stored:
+    """The form in which a record is kept: `encoded` is its document, without instruments if there is a `snapshot`."""
+    document, plain = record.document, msgspec.json.decode(encoded)
+    if snapshot is not None:
+        del plain["instruments"]
+    found = found_by(plain, f"the document {document.id}")
+    order = _order_of(document, found.known)
     is_deleted = document.state == "deleted"
+    _check_size(found, encoded)
     fields = {
         "revision": document.revision,
         "deleted": is_deleted,
@@ -111,21 +157,56 @@ def stored(record: Record) -> Stored:
         "digest": record.digest,
         "document": encoded,
         "o": order,
-        "s": _sort_values(found, order),
-        "x": texts,
-        "g" if is_deleted else "t": terms,
+        "s": _sort_values(found.known, order),
+        "x": found.texts,
+        "g" if is_deleted else "t": found.terms,
     }
-    kinds = frozenset((term.path, term.kind) for term in found if term.kind.startswith(QUANTITY))
     removed = {"t" if is_deleted else "g": ""}
-    if document.pid is None or is_deleted:
-        removed["pid"] = ""
-    else:
-        fields["pid"] = document.pid
-    if record.change is None:
-        removed["change"] = ""
-    else:
-        fields["change"] = msgspec.json.encode(record.change)
-    return Stored(fields, removed, kinds)
+    optional: dict[str, Any] = {
+        "snapshot": None if snapshot is None else snapshot.hash,
+        "pid": None if is_deleted or document.pid is None else short_pid(document.pid),
+        "change": None if record.change is None else msgspec.json.encode(record.change),
+    }
+    claims = claims_of(optional)
+    optional["holds"] = claims or None
+    for name, value in optional.items():
+        if value is None:
+            removed[name] = ""
+        else:
+            fields[name] = value
+    if snapshot is not None:
+        found.terms[SNAPSHOT] = snapshot.hash
+    return Stored(fields, removed, found.quantities, snapshot, tuple(claims))
+
+
+def _check_size(found: Found, encoded: bytes) -> None:
+    if len(encoded) < LARGE_BYTES:
+        return
+    keys = sum(len(value) if isinstance(value, list) else 1 for value in found.terms.values())
+    size = len(bson.encode({"t": found.terms, "x": found.texts}))
+    if keys > INDEXED_KEYS or size > INDEXED_BYTES:
+        raise TooLargeError(
+            f"the document has {len(encoded)} bytes and is found by {keys} values, which take {size} bytes; MongoDB takes "
+            f"{INDEXED_KEYS} values and {INDEXED_BYTES} bytes of each document: keep long lists as arrays, long texts and "
+            "programs as attached files",
+            limit=INDEXED_BYTES,
+        )
+
+
+def claims_of(row: Mapping[str, Any]) -> list[str]:
+    """What the record in a document of `datafiles` has claimed, or must."""
+    snapshot, pid = row.get("snapshot"), row.get("pid")
+    return [*([] if snapshot is None else [snapshot]), *([] if pid is None else [pid_key(pid)])]
+
+
+def short_pid(pid: str) -> str:
+    """What stands for a pid outside of its document; itself, unless it is very long."""
+    return pid if len(pid) <= LONG_PID else f"{hashlib.sha256(pid.encode()).hexdigest()} {pid[:20]}"
+
+
+def pid_key(pid: str) -> str:
+    """The claim of a pid, and its `_id`; never that of a snapshot."""
+    return f"pid {short_pid(pid)}"
 
 
 def make_mark() -> bytes:
@@ -133,37 +214,52 @@ def make_mark() -> bytes:
     return os.urandom(8)
 
 
-def read_record(row: dict[str, Any]) -> Record:
-    """The record in a document of `datafiles`."""
-    return Record(msgspec.json.decode(row["document"], type=DataFile), row["attempt"], row["digest"])
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a document is found by: the fields `t` and `x`, and the terms they are made of."""
+
+    terms: dict[str, Any]
+    texts: dict[str, list[str]]
+    known: frozenset[Term]
+
+    @property
+    def quantities(self) -> frozenset[tuple[str, Kind]]:
+        asked = (term for term in self.known if term.kind.startswith(QUANTITY) and len(term.path) <= 2 * MAX_PATH)
+        return frozenset((term.path, term.kind) for term in asked)
 
 
-def _facts_of(document: DataFile, encoded: bytes) -> Facts | None:
-    """None, loudly, for a document that cannot be understood: one must not stop every search."""
+def found_by(plain: dict[str, Any], what: str) -> Found:
+    """What a document in its JSON form is found by; nothing, loudly, when it cannot be understood.
+
+    One such document must not stop every search. `what` names it.
+    """
     try:
-        facts = Facts(msgspec.json.decode(encoded))
-        assert facts.terms is not None
-        assert facts.words is not None
+        facts = Facts(plain)
+        return Found(*_stored_terms(facts), facts.terms)
     except (ArithmeticError, AqDataError, LookupError, TypeError, ValueError) as exc:
-        log.error("a document cannot be indexed and will not be found", exc_info=exc, extra={"fields": {"id": document.id}})
-        return None
-    return facts
+        log.error("a document cannot be indexed and will not be found", exc_info=exc, extra={"fields": {"what": what}})
+        return Found({}, {}, frozenset())
 
 
 def _stored_terms(facts: Facts) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """The fields `t` and `x`: a value where there is one, a list where there are several."""
+    """The fields `t` and `x`."""
+    fields, texts = fields_of(facts.terms, facts.document)
+    if facts.words:
+        fields[WORDS] = sorted(facts.words)
+    return fields, texts
+
+
+def fields_of(found: Iterable[Term], document: Any) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Terms as fields, a value where there is one, a list where there are several; and the long texts of the document."""
     fields: dict[str, list[Any]] = {}
     texts: dict[str, list[str]] = {}
-    for term in facts.terms:
-        fields.setdefault(field_of(term.path, term.kind), []).append(term.value)
-        if term.kind == "text" and len(str(term.value)) >= TEXT_PREFIX:
+    for term in found:
+        name = field_of(term.path, term.kind)
+        fields.setdefault(name, []).append(term.value)
+        if term.kind == "text" and len(str(term.value)) >= TEXT_PREFIX and name not in texts:
             fields[field_of(term.path, LONG)] = [True]
-            whole = texts_at(facts.document, term.path)
-            texts[field_of(term.path, "text")] = [text for text in whole if len(text) >= TEXT_PREFIX]
-    stored = {name: values[0] if len(values) == 1 else values for name, values in fields.items()}
-    if facts.words:
-        stored[WORDS] = sorted(facts.words)
-    return stored, texts
+            texts[name] = [text for text in texts_at(document, term.path) if len(text) >= TEXT_PREFIX]
+    return {name: values[0] if len(values) == 1 else values for name, values in fields.items()}, texts
 
 
 def _order_of(document: DataFile, found: frozenset[Term]) -> Binary:

@@ -32,11 +32,12 @@ import msgspec
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import ConnectionFailure, ServerSelectionTimeoutError
 
-from aq_data.errors import AqDataError, CorruptionError, NotFoundError, UnavailableError
+from aq_data.errors import AqDataError, CorruptionError, NotFoundError, TooLargeError, UnavailableError
 from aq_data.models.datafile import DataFileId
 from aq_data.models.sweep import Ending, Placed, Plan, State, place, seal
 from aq_data.storage.metadata._mongo_blocks import Blocks, Fields, position_of
 from aq_data.storage.metadata._mongo_border import border
+from aq_data.storage.metadata._mongo_parts import APART_BYTES
 from aq_data.storage.metadata._mongo_records import Stored, make_mark
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.sweeplog import Appended, Incoming, Row, SweepLog, Tail, is_pending
@@ -49,6 +50,9 @@ replace = msgspec.structs.replace
 
 TRIES = 100
 """How often a step starts over when others were faster; servers that fold and append at once meet a few times a second."""
+STATE_BYTES = 4 << 20
+FEW = 1000
+"""Of so many names and numbers a state is small."""
 PATIENCE = 0.02
 """Seconds that whoever holds a position is given to finish, the first time."""
 FOUND = {"sweep": 1, "deleted": 1, "revision": 1, "barred": 1, "by": 1}
@@ -64,6 +68,14 @@ class Database(Protocol):
     async def publish(self, record: Record, more: Fields, keys: tuple[str, ...] = ()) -> Record | None: ...
 
     async def kept(self, record: Record, replaced: int | None = None) -> Stored: ...
+
+    async def claim(self, id: DataFileId, kept: Stored) -> None: ...
+
+    async def replaced(self, kept: Stored) -> None: ...
+
+    async def put_apart(self, id: DataFileId, name: str, value: bytes) -> tuple[Fields, str]: ...
+
+    async def read_apart(self, id: DataFileId, apart: Fields, name: str) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +96,7 @@ class MongoSweeps(SweepLog):
     def __init__(self, database: Database) -> None:
         self._database, self._blocks = database, Blocks(database)
         self._locks: WeakValueDictionary[DataFileId, asyncio.Lock] = WeakValueDictionary()
-        self._plans: dict[bytes, Plan] = {}
+        self._plans: dict[bytes | str, Plan] = {}
 
     # --- the document ----------------------------------------------------------------------------------------------
 
@@ -98,17 +110,19 @@ class MongoSweeps(SweepLog):
         kept = row["sweep"]
         state = msgspec.json.decode(kept["state"], type=State)
         return Seen(
-            self._plan(kept["plan"]), state, kept["version"], row["revision"], frozenset(row.get("barred", ())), row["by"]
+            await self._plan(id, kept), state, kept["version"], row["revision"], frozenset(row.get("barred", ())), row["by"]
         )
 
-    def _plan(self, encoded: bytes) -> Plan:
+    async def _plan(self, id: DataFileId, kept: Fields) -> Plan:
         # Plans never change. A sweep that is written to is asked for its plan with every block.
-        plan = self._plans.get(encoded)
+        known = kept["plan"] if "plan" in kept else kept["apart"]["key"]
+        plan = self._plans.get(known)
         if plan is None:
+            encoded = kept["plan"] if "plan" in kept else await self._database.read_apart(id, kept["apart"], "plan")
             plan = msgspec.json.decode(encoded, type=Plan)
             if len(self._plans) > 1000:
                 self._plans.clear()
-            self._plans[encoded] = plan
+            self._plans[known] = plan
         return plan
 
     async def _commit(self, seen: Seen, state: State, more: Fields | None = None, **wanted: Any) -> bool:
@@ -161,9 +175,15 @@ class MongoSweeps(SweepLog):
     # --- opening and changing the record -----------------------------------------------------------------------------
 
     async def open(self, record: Record, plan: Plan, state: State, first: Sequence[Row]) -> Record | None:
-        mark = make_mark()
-        sweep = {
-            "plan": msgspec.json.encode(plan),
+        mark, encoded = make_mark(), msgspec.json.encode(plan)
+        check_size(plan.id, state)
+        sweep: Fields = {"plan": encoded}
+        keys = [row.ref for row in first if row.ref]
+        if len(encoded) > APART_BYTES:
+            apart, key = await self._database.put_apart(plan.id, "plan", encoded)
+            sweep = {"apart": apart}
+            keys.append(key)
+        sweep |= {
             "state": msgspec.json.encode(state),
             "version": 1,
             "pending": is_pending(plan, state),
@@ -172,7 +192,7 @@ class MongoSweeps(SweepLog):
         with border():
             if first:
                 await self._blocks.put(plan, first, mark)  # the attempt is this opening's own, so no other is in the way
-            existing = await self._database.publish(record, {"sweep": sweep}, tuple(row.ref for row in first if row.ref))
+            existing = await self._database.publish(record, {"sweep": sweep}, tuple(keys))
             if existing is not None and existing.attempt != plan.attempt:
                 await self._blocks.remove(plan, 0)
         return existing
@@ -186,15 +206,20 @@ class MongoSweeps(SweepLog):
                 for _ in range(TRIES):
                     seen = await self._load(id)
                     if seen.by == mark:
+                        await self._database.replaced(kept)
                         return True
                     if seen.revision != expected_revision:
                         return False
-                    if publishes in seen.barred:
+                    barring = [publishes, *kept.keys]
+                    if not seen.barred.isdisjoint(barring):
                         raise _orphan()
+                    await self._database.claim(id, kept)
                     state = replace(seen.state, revisions=(*seen.state.revisions, (revision, seen.state.head)))
+                    check_size(id, state)
                     more = {"$set": {**kept.fields, "by": mark}, "$unset": kept.removed}
-                    unbarred = {"barred": {"$ne": publishes}} if publishes else {}
-                    if await self._commit(seen, state, more, revision=expected_revision, **unbarred):
+                    wanted = {"revision": expected_revision, "barred": {"$nin": barring}, **kept.wanted}
+                    if await self._commit(seen, state, more, **wanted):
+                        await self._database.replaced(kept)
                         return True
         raise _busy(id)
 
@@ -213,6 +238,7 @@ class MongoSweeps(SweepLog):
                     appended, rows = _placed(seen, blocks, at)
                     if not rows:
                         return appended
+                    check_size(id, appended.state)
                     refs = [row.ref for row in rows if row.ref]
                     if not seen.barred.isdisjoint(refs):
                         raise _orphan()
@@ -328,10 +354,15 @@ class MongoSweeps(SweepLog):
                             return "fenced"
                         if seen.revision != expected_revision:
                             return "stale"
+                        if not seen.barred.isdisjoint(kept.keys):
+                            raise _orphan()
+                        await self._database.claim(id, kept)
                         ended = replace(state, ended_revision=record.document.revision, leased_until=0.0)
                         more = {"$set": {**kept.fields, "by": mark}, "$unset": kept.removed}
-                        if not await self._commit(seen, ended, more, revision=expected_revision):
+                        wanted = {"revision": expected_revision, "barred": {"$nin": list(kept.keys)}, **kept.wanted}
+                        if not await self._commit(seen, ended, more, **wanted):
                             continue
+                    await self._database.replaced(kept)
                     await self._blocks.remove_all(id)  # what a crash after the last fold left, or one before its commit
                     return "ended"
         raise _busy(id)
@@ -347,8 +378,8 @@ class MongoSweeps(SweepLog):
         datafiles = await self._database.collection("datafiles")
         with border():
             rows = await datafiles.find({"sweep.pending": True, "deleted": False}, {"sweep": 1}).to_list()
-        kept = [row["sweep"] for row in rows]
-        return [(self._plan(sweep["plan"]), msgspec.json.decode(sweep["state"], type=State)) for sweep in kept]
+            kept = [(await self._plan(row["_id"], row["sweep"]), row["sweep"]["state"]) for row in rows]
+        return [(plan, msgspec.json.decode(state, type=State)) for plan, state in kept]
 
     async def forget(self, id: DataFileId) -> None:
         datafiles = await self._database.collection("datafiles")
@@ -373,6 +404,19 @@ def _placed(seen: Seen, blocks: Sequence[Incoming], at: str) -> tuple[Appended, 
             rows.append(Row(placed[1], block.payload, block.ref))
         stored += 1
     return Appended(seen.plan, state, stored, refused), rows
+
+
+def check_size(id: DataFileId, state: State) -> None:
+    """TooLargeError when a state has grown so large that no more may be added to it; it can still be finished."""
+    if len(state.writers) + len(state.revisions) + len(state.extents) + len(state.touched) > FEW:
+        size = len(msgspec.json.encode(state))
+        if size > STATE_BYTES:
+            raise TooLargeError(
+                f"the sweep {id} has {len(state.writers)} writers, {len(state.extents)} dims that grow, "
+                f"{len(state.touched)} variables and {len(state.revisions)} changes of its document: to keep track of them "
+                f"takes {size} bytes, the limit is {STATE_BYTES}; finish it and open another",
+                limit=STATE_BYTES,
+            )
 
 
 def _busy(id: DataFileId) -> UnavailableError:

@@ -1,7 +1,10 @@
 """The only place that writes MQL of searches: filters, pages, totals, distinct values. `_mongo_records` has the fields.
 
-Nearly every node compiles exactly. Elements of lists are not in the index as such: there a filter is an upper bound, all
-that may match, and what it finds is judged by `models.matching` (`is_exact`).
+Nearly every node compiles exactly. Elements of lists are not in the index as such, and of very many conditions only the
+first are asked: there a filter is an upper bound, all that may match, and what it finds is judged by `models.matching`
+(`is_exact`).
+
+What may be found in a snapshot (`_shared`) was looked up there first; the records that have it are found by its hash.
 """
 
 from __future__ import annotations
@@ -19,17 +22,22 @@ from aq_data.models.paths import SortKey
 from aq_data.models.query import All, AnyOf, Compare, Element, Exists, Match, Node, Not, Words, nodes_of
 from aq_data.models.terms import KIND_ORDER, TEXT_PREFIX, Kind
 from aq_data.models.values import format_instant
-from aq_data.storage.metadata._mongo_records import LONG, ORDER_BYTES, SORTED, WORDS, field_of
+from aq_data.storage.metadata._mongo_records import LONG, ORDER_BYTES, SNAPSHOT, SORTED, WORDS, field_of
+from aq_data.storage.metadata._shared import NO_SNAPSHOTS, Shared
 from aq_data.storage.metadata.cursors import Cursor
 
 __all__ = [
+    "DISTINCT_KINDS",
+    "Pipeline",
     "compile_filter",
     "cursor_of",
     "distinct_pipeline",
+    "distinct_snapshots_pipeline",
     "is_exact",
     "is_indexed",
     "page_pipeline",
     "place_of",
+    "places_pipeline",
     "selection",
     "shown",
     "sort_index",
@@ -42,6 +50,9 @@ BASE_KINDS: tuple[Kind, ...] = ("number", "text", "null", "bool", "date", "nan",
 DISTINCT_KINDS: tuple[Kind, ...] = ("bool", "date", "number", "text")
 
 _OPERATORS = {"eq": "$eq", "gt": "$gt", "gte": "$gte", "lt": "$lt", "lte": "$lte"}
+WIDE = 60
+"""Conditions of one conjunction that MongoDB is asked: its planner takes time with their square (half a second of it for
+500, 17 for 3000) and heeds no limit of time."""
 _NOTHING: dict[str, Any] = {"_id": {"$in": []}}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -51,15 +62,29 @@ Pipeline = list[dict[str, Any]]
 # --- filters -------------------------------------------------------------------------------------------------------------
 
 
-def is_exact(node: Node) -> bool:
+def is_exact(node: Node, shared: Shared = NO_SNAPSHOTS) -> bool:
     """Whether the compiled filter finds what matches and nothing else."""
-    return not any(isinstance(one, Element) for one in nodes_of(node))
+    return None not in shared.values() and not any(
+        isinstance(one, Element) or (isinstance(one, All) and len(_asked(one)) < len(one.children)) for one in nodes_of(node)
+    )
+
+
+def _asked(node: All) -> list[Node]:
+    """The first of its conditions, as many as MongoDB is asked."""
+    asked: list[Node] = []
+    count = 0
+    for child in node.children:
+        count += sum(1 for _ in nodes_of(child))
+        if asked and count > WIDE:
+            break
+        asked.append(child)
+    return asked
 
 
 def is_indexed(node: Node) -> bool:
     """Whether whatever matches has some term, so that the index leads to it, and to no tombstone."""
     if isinstance(node, All):
-        return any(map(is_indexed, node.children))
+        return any(map(is_indexed, _asked(node)))
     if isinstance(node, AnyOf):
         return all(map(is_indexed, node.children))
     if isinstance(node, Element):
@@ -67,12 +92,12 @@ def is_indexed(node: Node) -> bool:
     return not isinstance(node, Not)
 
 
-def selection(node: Node, include_deleted: bool) -> dict[str, Any]:
+def selection(node: Node, include_deleted: bool, shared: Shared = NO_SNAPSHOTS) -> dict[str, Any]:
     """The filter among the records that are alive, or among all."""
+    found = compile_filter(node, shared=shared)
     if include_deleted:
-        gone = {"$and": [{"deleted": True}, compile_filter(node, "g")]}
-        return {"$or": [{"$and": [{"deleted": False}, compile_filter(node)]}, gone]}
-    found = compile_filter(node)
+        gone = {"$and": [{"deleted": True}, compile_filter(node, "g", shared=shared)]}
+        return {"$or": [{"$and": [{"deleted": False}, found]}, gone]}
     return found if is_indexed(node) else walked(found)
 
 
@@ -81,14 +106,24 @@ def walked(where: dict[str, Any]) -> dict[str, Any]:
     return {"$and": [{"deleted": False}, where]} if where else {"deleted": False}
 
 
-def compile_filter(node: Node, under: str = "t", *, is_upper: bool = True) -> dict[str, Any]:
+def compile_filter(node: Node, under: str = "t", *, shared: Shared = NO_SNAPSHOTS, is_upper: bool = True) -> dict[str, Any]:
     """The filter for a node over the terms under `t`, or `g`; an upper bound of what matches, or a lower one."""
+    if node in shared:
+        own, hashes, name = compile_filter(node, under, is_upper=is_upper), shared[node], f"{under}.{SNAPSHOT}"
+        if not own:
+            return own
+        if hashes is None:
+            return {"$or": [own, {name: {"$exists": True}}]} if is_upper else own
+        return {"$or": [own, {name: {"$in": hashes}}]} if hashes else own
     if isinstance(node, All):
-        return _all_of([compile_filter(child, under, is_upper=is_upper) for child in node.children])
+        asked = _asked(node)
+        if not is_upper and len(asked) < len(node.children):
+            return _NOTHING
+        return _all_of([compile_filter(child, under, shared=shared, is_upper=is_upper) for child in asked])
     if isinstance(node, AnyOf):
-        return _compile_any(node, under, is_upper)
+        return _compile_any(node, under, shared, is_upper)
     if isinstance(node, Not):
-        inner = compile_filter(node.child, under, is_upper=not is_upper)
+        inner = compile_filter(node.child, under, shared=shared, is_upper=not is_upper)
         return _NOTHING if not inner else {} if inner == _NOTHING else {"$nor": [inner]}
     if isinstance(node, Element):
         return compile_filter(outside(node.child, node.path), under) if is_upper else _NOTHING
@@ -101,14 +136,14 @@ def compile_filter(node: Node, under: str = "t", *, is_upper: bool = True) -> di
     return {f"{under}.{field_of(node.path, node.kind)}": {_OPERATORS[node.op]: node.value}}
 
 
-def _compile_any(node: AnyOf, under: str, is_upper: bool) -> dict[str, Any]:
+def _compile_any(node: AnyOf, under: str, shared: Shared, is_upper: bool) -> dict[str, Any]:
     """Alternatives; equalities on one path are one list."""
-    equal = [child for child in node.children if isinstance(child, Compare) and child.op == "eq"]
-    rest = [child for child in node.children if not (isinstance(child, Compare) and child.op == "eq")]
+    equal = [child for child in node.children if isinstance(child, Compare) and child.op == "eq" and child not in shared]
+    rest = [child for child in node.children if not (isinstance(child, Compare) and child.op == "eq") or child in shared]
     parts: list[dict[str, Any]] = []
     for (path, kind), group in groupby(sorted(equal, key=_field), key=_field):
         parts.append({f"{under}.{field_of(path, kind)}": {"$in": [child.value for child in group]}})
-    parts += [compile_filter(child, under, is_upper=is_upper) for child in rest]
+    parts += [compile_filter(child, under, shared=shared, is_upper=is_upper) for child in rest]
     if {} in parts:
         return {}
     possible = [part for part in parts if part != _NOTHING]
@@ -186,11 +221,14 @@ def place_of(cursor: Cursor, sort: SortKey) -> Any:
 
 
 def page_pipeline(where: dict[str, Any], sort: SortKey, after: Any, limit: int | None, include_deleted: bool) -> Pipeline:
-    """Rows (document, place, o) in order, behind the place `after`. One field is sorted by, in which `o` breaks the ties."""
+    """Rows (document, snapshot, place, o) in order, behind the place `after`.
+
+    One field is sorted by, in which `o` breaks the ties.
+    """
     computed: Pipeline = []
     if sort_index(sort) is None:
         field = "place"
-        computed = [{"$project": {"document": 1, "o": 1, "place": _place(sort, include_deleted)}}]
+        computed = [{"$project": {"document": 1, "snapshot": 1, "apart": 1, "o": 1, "place": _place(sort, include_deleted)}}]
     else:
         field = {"created_at": "o", "id": "_id"}.get(sort.path, f"s.{sort.path}")
     behind = {field: {"$lt" if sort.descending else "$gt": after}}
@@ -200,8 +238,19 @@ def page_pipeline(where: dict[str, Any], sort: SortKey, after: Any, limit: int |
         *([{"$match": behind}] if after is not None else []),
         {"$sort": {field: -1 if sort.descending else 1}},
         *([{"$limit": limit}] if limit else []),
-        {"$project": {"_id": 0, "document": 1, "o": 1, "place": f"${field}"}},
+        {"$project": {"document": 1, "snapshot": 1, "apart": 1, "o": 1, "place": f"${field}"}},
     ]
+
+
+def places_pipeline(where: dict[str, Any], sort: SortKey, include_deleted: bool, whole: bool) -> Pipeline:
+    """Rows (snapshot, place, o, the document if `whole`) in no order; the place is that outside of the snapshot."""
+    fields = {
+        "snapshot": 1,
+        "o": 1,
+        "place": _place(sort, include_deleted),
+        **({"document": 1, "apart": 1} if whole else {}),
+    }
+    return [{"$match": where}, {"$project": fields}]
 
 
 def _place(sort: SortKey, include_deleted: bool) -> dict[str, Any]:
@@ -224,7 +273,7 @@ def total_pipeline(where: dict[str, Any], limit: int | None) -> Pipeline:
 # --- distinct values -----------------------------------------------------------------------------------------------------
 
 
-def distinct_pipeline(path: str, where: dict[str, Any], limit: int) -> Pipeline:
+def distinct_pipeline(path: str, where: dict[str, Any], limit: int | None) -> Pipeline:
     """Rows of `_id` (kind k and value v) and the number n of documents, most frequent first."""
     names = {kind: field_of(path, kind) for kind in DISTINCT_KINDS}
     some = {"$or": [{f"t.{name}": {"$exists": True}} for name in names.values()]}
@@ -234,8 +283,14 @@ def distinct_pipeline(path: str, where: dict[str, Any], limit: int) -> Pipeline:
         {"$unwind": "$value"},
         {"$group": {"_id": "$value", "n": {"$sum": 1}}},
         {"$sort": {"n": -1, "_id.k": 1, "_id.v": 1}},
-        {"$limit": limit},
+        *([{"$limit": limit}] if limit else []),
     ]
+
+
+def distinct_snapshots_pipeline(where: dict[str, Any]) -> Pipeline:
+    """Rows of `_id` (the hash of a snapshot) and the number n of documents that have it."""
+    some = {f"t.{SNAPSHOT}": {"$exists": True}}
+    return [{"$match": {"$and": [some, where]}}, {"$group": {"_id": f"$t.{SNAPSHOT}", "n": {"$sum": 1}}}]
 
 
 def _listed(kind: Kind, value: str) -> dict[str, Any]:

@@ -61,11 +61,11 @@ class Order:
         self._node, self._alive = node, alive
 
     def rows(self, found: Statement, sort: SortKey, limit: int, start: Cursor | None, total: int) -> list[Row]:
-        """The next `limit` documents of the set `found` after `start`; `total` of them there are about."""
+        """The next `limit` documents of the set `found` after `start`; `total` of them there are, or ENDLESS."""
         if self._alive is None:
             return self._sort(found, sort, limit, start)
         if total > EASY * limit and sort.path == "created_at":
-            saved = self._by_saving(found if total < EXACT_TOTAL else None, sort, limit, start)
+            saved = self._by_saving(found if total <= BUDGET else None, sort, limit, start)
             if saved is not None:
                 return saved
         is_shared = any(path.shared for path in self._compiler.sortable(sort.path))

@@ -51,12 +51,13 @@ class Question:
     def page(self, sort: SortKey, limit: int, start: Cursor | None) -> Page:
         """Up to `limit` documents after `start`, and the total."""
         if start is None:
-            total, is_exact, found = self._gather()
+            size, found = self._gather()
         else:
-            total, is_exact, found = start.total, start.total_is_exact, self._set()
+            size, found = start.total if start.total_is_exact else ENDLESS, self._set()
+        total, is_exact = min(size, EXACT_TOTAL), size <= EXACT_TOTAL
         alive = None if self._include_deleted else self._alive()
         order = Order(self._connection, self._compiler, self._catalog, self._node, alive)
-        rows = order.rows(found, sort, limit + 1, start, total) if limit and total else []
+        rows = order.rows(found, sort, limit + 1, start, size) if limit and size else []
         more = len(rows) > limit
         cursor = None
         if more:
@@ -84,7 +85,7 @@ class Question:
         else:
             own = f"SELECT p, v, n FROM facets WHERE p IN ({numbers})"
             if any(one.many for one in wanted):
-                own = f"SELECT p, v, count(*) AS n FROM terms WHERE p IN ({numbers}) AND d>0 GROUP BY p, v"
+                own = self._compiler.values_at(numbers)
             if snapshot is not None:
                 counted = f"SELECT t.p, t.v, f.n {_counted(snapshot)} AND t.p IN ({numbers})"
                 own = f"SELECT p, v, sum(n) AS n FROM ({own} UNION ALL {counted}) GROUP BY p, v"
@@ -105,19 +106,25 @@ class Question:
     def _alive(self) -> int:
         return int(self._fetch(Statement("SELECT value FROM progress WHERE name='alive'"))[0][0])
 
-    def _gather(self) -> tuple[int, bool, Statement]:
-        """The total, whether it is exact, and the set: the positions themselves once they had to be found to be counted."""
+    def _gather(self) -> tuple[int, Statement]:
+        """The size, ENDLESS where it was not counted, and the set: the positions themselves if they were found to count."""
         found = self._set()
-        total = None if self._include_deleted else self._known_count(self._node)
-        if total is None and isinstance(self._node, (Compare, Range)):
-            total = self._number(found, EXACT_TOTAL + 1)
-        if total is None:
-            rows = self._fetch(Statement(f"{found.sql} LIMIT {EXACT_TOTAL + 1}", found.parameters))
-            total = len(rows)
-            if total <= EXACT_TOTAL:
-                positions = ",".join(str(row[0]) for row in rows)
-                found = Statement("SELECT value AS d FROM json_each(?)", (f"[{positions}]",))
-        return min(total, EXACT_TOTAL), total <= EXACT_TOTAL, found
+        known = None if self._include_deleted else self._known_count(self._node)
+        if known is not None:
+            return known, found
+        if isinstance(self._node, (Compare, Range)):
+            size = self._number_at(self._node, BUDGET + 1)
+            return (size if size <= BUDGET else ENDLESS), found
+        rows = self._fetch(Statement(f"{found.sql} LIMIT {EXACT_TOTAL + 1}", found.parameters))
+        if len(rows) > EXACT_TOTAL:
+            return ENDLESS, found
+        positions = ",".join(str(row[0]) for row in rows)
+        return len(rows), Statement("SELECT value AS d FROM json_each(?)", (f"[{positions}]",))
+
+    def _number_at(self, node: Compare | Range, limit: int | None = None) -> int:
+        """How many documents match, or somewhat more than `limit`."""
+        size = None if self._repeats(node) else self._compiler.size(node, limit)
+        return self._number(self._set(node), limit) if size is None else int(self._fetch(size)[0][0])
 
     def _count(self, node: Plain) -> int:
         if self._include_deleted:
@@ -125,7 +132,9 @@ class Question:
         known = self._known_count(node)
         if known is None and isinstance(node, Not):
             known = self._alive() - self._count(self._ordered(node.child))
-        return self._number(self._set(node)) if known is None else known
+        if known is None:
+            known = self._number_at(node) if isinstance(node, (Compare, Range)) else self._number(self._set(node))
+        return known
 
     def _known_count(self, node: Plain) -> int | None:
         """What is counted already."""
@@ -156,6 +165,8 @@ class Question:
         """How many documents the index gives, where that is counted already."""
         if isinstance(node, Exists) and not any(path.shared for path in self._catalog.paths(node.path)):
             return sum(path.n for path in self._catalog.paths(node.path))
+        if isinstance(node, Compare) and node.kind == "object":
+            return ENDLESS  # all that have an object there are looked at
         is_equal = isinstance(node, Compare) and node.op == "eq" and not self._include_deleted
         return self._known_count(node) if is_equal else None
 

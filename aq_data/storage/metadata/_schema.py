@@ -4,7 +4,8 @@
 that a comparison never meets a value of another kind; `d` is the document's position in order of saving. It is a view of
 two tables (`_generations`). Of a deleted
 document the terms stand under -p: counting and walking a positive p meets only documents that are alive. `facts(d, p, v)` is
-the same the other way round: what a given document has, with 0 in place of digests.
+the same the other way round: what a given document has. The digests of objects, which nobody asks an order of and which are
+another one in each document, stand there only, with 0 in place of them among the terms; all other digests the other way.
 
 Large instruments are a row of `snapshots` to which any number of documents refer (models.snapshots). Terms, facts and words
 of a snapshot stand there once, under d = -snapshot. A document that has one has none of these itself, but a term of the path
@@ -29,14 +30,18 @@ __all__ = [
     "SCHEMA_VERSION",
     "SNAPSHOT",
     "SWEEP",
+    "TERM_TABLES",
     "UNFINISHED",
     "UNFOLDED_BYTES",
     "UPDATE_SWEEP",
 ]
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """1: records and terms. 2: sweeps. 3: facts, words and facets beside the terms, pids, changes, snapshots. 4: terms in two
-generations."""
+generations. 5: no digests of objects among them."""
+
+TERM_TABLES = ("settled_terms", "recent_terms")
+"""What the view `terms` is made of."""
 
 SNAPSHOT = ("", "snapshot")
 """Path and kind of the term that says which snapshot a document has; no filter leads there."""
@@ -99,10 +104,9 @@ INDEX = (
         shared INTEGER NOT NULL DEFAULT 0,
         n INTEGER NOT NULL DEFAULT 0,
         UNIQUE (path, kind))""",
-    f"CREATE TABLE IF NOT EXISTS settled_terms {_TERMS}",
-    f"CREATE TABLE IF NOT EXISTS recent_terms {_TERMS}",
+    *(f"CREATE TABLE IF NOT EXISTS {table} {_TERMS}" for table in TERM_TABLES),
     # SQLite asks both tables through their keys, and walks both at once in their order.
-    "CREATE VIEW IF NOT EXISTS terms AS SELECT p, v, d FROM settled_terms UNION ALL SELECT p, v, d FROM recent_terms",
+    "CREATE VIEW IF NOT EXISTS terms AS " + " UNION ALL ".join(f"SELECT p, v, d FROM {table}" for table in TERM_TABLES),
     "CREATE TABLE IF NOT EXISTS facts (d INTEGER, p INTEGER, v NOT NULL, PRIMARY KEY (d, p, v)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS facets (p INTEGER, v NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (p, v)) WITHOUT ROWID",
     # Words come folded and separated by blanks (models.words); beyond ASCII everything is a letter to this tokenizer.

@@ -13,6 +13,7 @@ from aq_data.models.matching import outside
 from aq_data.models.query import All, AnyOf, Compare, Element, Exists, Match, Node, Not, Words
 from aq_data.models.terms import KIND_ORDER, TEXT_PREFIX
 from aq_data.storage.metadata._catalog import Catalog, Path, beyond
+from aq_data.storage.metadata._schema import TERM_TABLES
 
 __all__ = ["NOTHING", "Compiler", "Range", "Statement", "bounded", "joined"]
 
@@ -130,11 +131,18 @@ class Compiler:
         path = self._catalog.path(bounds[0].path, bounds[0].kind)
         if path is None:
             return NOTHING
-        # What is equal lies together in `terms`; the facts of so many documents lie on as many pages.
-        is_equal = all(bound.op == "eq" for bound in bounds)
-        table = f"terms WHERE p {self._p(path.p)}" if is_equal else f"facts WHERE p={path.p}"
-        tested, home = bounded(bounds, "v"), self.home(d, [path])
-        return Statement(f"EXISTS (SELECT 1 FROM {table} AND d={home} AND {tested.sql})", tested.parameters)
+        tested = bounded(bounds, "v")
+        if all(bound.op == "eq" for bound in bounds):
+            return self._test_equal(path, d, tested)
+        sql = f"EXISTS (SELECT 1 FROM facts WHERE p={path.p} AND d={self.home(d, [path])} AND {tested.sql})"
+        return Statement(sql, tested.parameters)
+
+    def _test_equal(self, path: Path, d: str, tested: Statement) -> Statement:
+        """What is equal lies together in `terms`; the facts of so many documents lie on as many pages."""
+        numbers, tables = (f"={path.p}", ("facts",)) if path.kind == "object" else (self._p(path.p), TERM_TABLES)
+        at = f"p {numbers} AND d={self.home(d, [path])} AND {tested.sql}"
+        each = [Statement(f"EXISTS (SELECT 1 FROM {table} WHERE {at})", tested.parameters) for table in tables]
+        return joined("OR", each, NOTHING)
 
     def _test_words(self, node: Words, d: str) -> Statement:
         """One word may stand in a document and the next in its snapshot."""
@@ -171,11 +179,14 @@ class Compiler:
         return [Group(path, listed) for path, listed in found if path is not None], rest
 
     def _test_group(self, group: Group, d: str) -> Statement:
-        table, home = f"terms WHERE p {self._p(group.path.p)}", self.home(d, [group.path])
-        return Statement(f"EXISTS (SELECT 1 FROM {table} AND d={home} AND v IN ({group.marks}))", group.values)
+        return self._test_equal(group.path, d, Statement(f"v IN ({group.marks})", group.values))
 
     def documents_of_group(self, group: Group) -> Statement:
         """`SELECT d` of what equals one of several values; perhaps with repeats."""
+        if group.path.kind == "object":
+            tested = self._test_group(group, "c.d")
+            every = self._spread([group.path], EVERYTHING)
+            return Statement(f"SELECT c.d FROM ({every.sql}) c WHERE {tested.sql}", (*every.parameters, *tested.parameters))
         return self._spread([group.path], Statement(f"t.v IN ({group.marks})", group.values))
 
     def _found(self, node: Match, path: Path) -> Statement:
@@ -202,11 +213,7 @@ class Compiler:
     def documents(self, node: Node | Range) -> Statement | None:
         """`SELECT d` of everything that matches, by index, perhaps with repeats; None where no index leads there."""
         if isinstance(node, (Compare, Range)):
-            bounds = node.bounds if isinstance(node, Range) else (node,)
-            path = self._catalog.path(bounds[0].path, bounds[0].kind)
-            if path is None:
-                return _EMPTY
-            return self._spread([path], bounded(bounds, "t.v"))
+            return self._documents_of_values(node)
         if isinstance(node, Exists):
             paths = self._catalog.paths(node.path)
             return self._spread(paths, EVERYTHING) if paths else _EMPTY
@@ -231,6 +238,15 @@ class Compiler:
                 if part is not None:
                     return self.those(part, [*node.children[:i], *node.children[i + 1 :]])
         return None
+
+    def _documents_of_values(self, node: Compare | Range) -> Statement:
+        bounds = node.bounds if isinstance(node, Range) else (node,)
+        path = self._catalog.path(bounds[0].path, bounds[0].kind)
+        if path is None:
+            return _EMPTY
+        if path.kind == "object":
+            return self.documents_of_group(Group(path, (bounds[0].value,)))
+        return self._spread([path], bounded(bounds, "t.v"))
 
     def _documents_of_words(self, node: Words) -> Statement:
         together, apart = self._parted(node)
@@ -286,7 +302,7 @@ class Compiler:
             path = self._catalog.path(node.path, node.kind)
             if path is None:
                 return _EMPTY
-            if path.shared:
+            if path.shared or path.kind == "object":
                 return None
             sql = f"SELECT d FROM terms WHERE p={path.p} AND v=?{bound.sql} ORDER BY d {order}"
             return Statement(sql, (node.value, *bound.parameters))
@@ -295,6 +311,26 @@ class Compiler:
             sql = f"SELECT rowid AS d FROM words WHERE words MATCH ?{within} ORDER BY rowid {order}"
             return Statement(sql, (self._catalog.matching(node.words), *bound.parameters))
         return None
+
+    # --- counting: each table alone, in the order of its key --------------------------------------------------------------
+
+    def size(self, node: Compare | Range, limit: int | None) -> Statement | None:
+        """How many terms there are, or somewhat more than `limit`; None where that is not how many documents match."""
+        bounds = node.bounds if isinstance(node, Range) else (node,)
+        path = self._catalog.path(bounds[0].path, bounds[0].kind)
+        if path is None or path.shared or path.kind == "object":
+            return None
+        within, end = bounded(bounds, "v"), "" if limit is None else f" LIMIT {limit}"
+        each = [f"SELECT 1 FROM {table} WHERE p {self._p(path.p)} AND {within.sql}{end}" for table in TERM_TABLES]
+        counts = " + ".join(f"(SELECT count(*) FROM ({sql}))" for sql in each)
+        return Statement(f"SELECT {counts}", within.parameters * len(each))
+
+    def values_at(self, numbers: str) -> str:
+        """`SELECT p, v, n`: how many documents have each value at these paths, those of snapshots left out."""
+        each = [
+            f"SELECT p, v, count(*) AS n FROM {table} WHERE p IN ({numbers}) AND d>0 GROUP BY p, v" for table in TERM_TABLES
+        ]
+        return f"SELECT p, v, sum(n) AS n FROM ({' UNION ALL '.join(each)}) GROUP BY p, v"
 
     # --- sorting ---------------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
     1 -> 2   the tables of sweeps
     2 -> 3   the index anew (terms, facts, facets, words), pids, the history of changes, large instruments once
-    3 -> 4   the terms in two generations
+    3 -> 5   the index anew (terms in two generations, without the digests of objects)
 
 Documents carry the version of their own form (`format`); so far there is one.
 """
@@ -29,6 +29,9 @@ from aq_data.storage.metadata._schema import SCHEMA, SCHEMA_VERSION
 from aq_data.storage.metadata._snapshots import put_apart
 
 __all__ = ["Migration", "migrate"]
+
+_INDEX = ("facets", "facts", "paths", "recent_terms", "settled_terms", "terms", "vocabulary", "words", "buried_words")
+"""Tables and views that are made anew from the documents."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +80,7 @@ def _migrate(
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA cache_size=-256000")
     connection.execute("BEGIN IMMEDIATE")
-    if version < 3:
-        _rebuild(connection)
-    else:
-        _divide_terms(connection)
+    _rebuild(connection)
     index, done = TermIndex(), 0
     while done < (following := index.advance(connection, BACKLOG)):
         done = following
@@ -99,10 +99,9 @@ def _steps(version: int) -> tuple[str, ...]:
         steps += [
             "add pids, each of one DataFile, and the history of changes",
             "store large instruments that are the same once",
-            "index every document anew",
         ]
-    elif version < SCHEMA_VERSION:
-        steps.append("divide the terms into two generations")
+    if version < SCHEMA_VERSION:
+        steps.append("index every document anew")
     return tuple(steps)
 
 
@@ -133,21 +132,15 @@ def _back_up(connection: sqlite3.Connection, path: Path, version: int) -> Path:
     return backup
 
 
-def _divide_terms(connection: sqlite3.Connection) -> None:
-    """Those that there are become the older generation."""
-    connection.execute("ALTER TABLE terms RENAME TO settled_terms")
-    for statement in SCHEMA:
-        connection.execute(statement)
-
-
 def _rebuild(connection: sqlite3.Connection) -> None:
     columns = {row[1] for row in connection.execute("PRAGMA table_info(datafiles)")}
     if "pid" not in columns:
         connection.execute("ALTER TABLE datafiles ADD COLUMN pid TEXT")
         connection.execute("UPDATE datafiles SET pid=json_extract(CAST(document AS TEXT), '$.pid')")
         connection.execute("ALTER TABLE datafiles ADD COLUMN snapshot INTEGER REFERENCES snapshots")
-    for table in ("terms", "facts", "facets", "words", "buried_words", "vocabulary", "paths"):
-        connection.execute(f"DROP TABLE IF EXISTS {table}")
+    for kind, name in connection.execute("SELECT type, name FROM sqlite_master WHERE type IN ('table', 'view')").fetchall():
+        if name in _INDEX:
+            connection.execute(f"DROP {kind} {name}")
     for statement in SCHEMA:
         connection.execute(statement)
     connection.execute("UPDATE progress SET value=0 WHERE name<>'format'")
@@ -155,7 +148,8 @@ def _rebuild(connection: sqlite3.Connection) -> None:
 
 
 def _share_snapshots(connection: sqlite3.Connection) -> None:
-    large = connection.execute("SELECT seq FROM datafiles WHERE length(document)>=?", (SNAPSHOT_BYTES,)).fetchall()
+    question = "SELECT seq FROM datafiles WHERE snapshot IS NULL AND length(document)>=?"
+    large = connection.execute(question, (SNAPSHOT_BYTES,)).fetchall()
     for (seq,) in large:
         row = connection.execute("SELECT document FROM datafiles WHERE seq=?", (seq,)).fetchone()
         encoded, snapshot = put_apart(connection, msgspec.json.decode(row[0], type=DataFile))

@@ -8,6 +8,7 @@ is acknowledged is on disk of most members and found by the next question on any
   barred. Whichever comes second sees the first.
 - `replace` is a compare-and-set of `revision`, which also looks at `barred`. The change stands in the document itself until
   the next one replaces it; before that it is copied to `changes`, where so only what was true is found.
+- What a record has outside of its document, its pid and its snapshot, is claimed before it is published: `_mongo_claims`.
 - Steps of sweeps: see `_mongo_sweeps`.
 
 When no answer comes to a write, it is tried again, and a mark that only this call could have made (`attempt`, `by`) tells
@@ -17,29 +18,39 @@ whether the first one counted. If that can no longer be told it is UnavailableEr
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
-from pymongo import AsyncMongoClient, IndexModel, ReadPreference, UpdateOne
+from pymongo import AsyncMongoClient, ReadPreference
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.errors import ConnectionFailure, DuplicateKeyError, ServerSelectionTimeoutError
+from pymongo.errors import BulkWriteError, ConnectionFailure, DuplicateKeyError, PyMongoError, ServerSelectionTimeoutError
 
-from aq_data.errors import ConfigError, UnavailableError
-from aq_data.models.datafile import FORMAT, DataFileId
+from aq_data.errors import CorruptionError, UnavailableError
+from aq_data.models.datafile import DataFile, DataFileId
 from aq_data.models.history import Change
 from aq_data.models.paths import SortKey
 from aq_data.models.query import Node
+from aq_data.models.snapshots import joined, separated
 from aq_data.models.stores import AddedStore
-from aq_data.storage.metadata._mongo_border import border, open_client, taken_pid
+from aq_data.models.terms import Kind
+from aq_data.storage.metadata._mongo_border import border, open_client
+from aq_data.storage.metadata._mongo_claims import Claims
+from aq_data.storage.metadata._mongo_history import Changes
+from aq_data.storage.metadata._mongo_parts import APART_BYTES, Parts, Place
 from aq_data.storage.metadata._mongo_questions import Questions
-from aq_data.storage.metadata._mongo_records import INDEXES, SCHEMA_VERSION, Stored, make_mark, read_record, stored
+from aq_data.storage.metadata._mongo_records import LARGE_BYTES, Stored, claims_of, make_mark, stored
+from aq_data.storage.metadata._mongo_schema import prepare
+from aq_data.storage.metadata._mongo_snapshots import Snapshots
 from aq_data.storage.metadata._mongo_stores import change_store, is_stored, read_stores
 from aq_data.storage.metadata._mongo_sweeps import MongoSweeps
 from aq_data.storage.metadata.record import Record
-from aq_data.storage.metadata.store import CHANGES_BYTES, MetadataStore, Page, Token
+from aq_data.storage.metadata.store import Leftover, MetadataStore, Page, Token
 from aq_data.storage.metadata.sweeplog import SweepLog
 
 __all__ = ["MongoStore"]
@@ -50,7 +61,12 @@ Row = dict[str, Any]
 TRIES = 4
 PAUSE = 0.2
 """Seconds before the second try; each further pause is twice as long. An election takes the driver's own waiting besides."""
+AGAIN_SECONDS = 5.0
+KINDS_AT_ONCE = 2_000
+DUPLICATE_KEY = 11000
 SCANNED = 200
+READ = {"document": 1, "snapshot": 1, "apart": 1, "attempt": 1, "digest": 1}
+KNOWN = {**READ, "deleted": 1, "barred": 1}
 
 
 class MongoStore(MetadataStore):
@@ -59,38 +75,35 @@ class MongoStore(MetadataStore):
     def __init__(self, url: str, database: str = "aq_data") -> None:
         self._client: AsyncMongoClient[Row] = open_client(url)
         self._name = database
-        self._opening = asyncio.Lock()
+        self._opening: asyncio.Task[AsyncDatabase[Row]] | None = None
         self._database: AsyncDatabase[Row] | None = None
         self._known_quantities: set[tuple[str, str]] = set()
-        self._questions = Questions(self.collection)
+        self._parts = Parts(self)
+        self._snapshots = Snapshots(self)
+        self._claims = Claims(self, self._snapshots)
+        self._changes = Changes(self, self._parts)
+        self._questions = Questions(self.collection, self._snapshots, self._parts)
         self._sweeps = MongoSweeps(self)
 
     async def collection(self, name: str) -> AsyncCollection[Row]:
         """A collection of the database, which is made ready when first asked for."""
         if self._database is None:
-            async with self._opening:
-                if self._database is None:
-                    self._database = await self._prepared()
+            # All who ask wait for one attempt, and hear of its failure together; the next who asks tries again.
+            if self._opening is None:
+                self._opening = asyncio.create_task(self._prepared())
+                self._opening.add_done_callback(self._opened)
+            self._database = await asyncio.shield(self._opening)
         return self._database[name]
+
+    def _opened(self, task: asyncio.Task[AsyncDatabase[Row]]) -> None:
+        if task.cancelled() or task.exception() is not None:
+            self._opening = None
 
     async def _prepared(self) -> AsyncDatabase[Row]:
         # Whatever the address says: a member that lags behind would not have what was acknowledged.
         database = self._client.get_database(self._name, read_preference=ReadPreference.PRIMARY)
         with border():
-            versions = {"version": SCHEMA_VERSION, "format": FORMAT}
-            await database["meta"].update_one({"_id": "schema"}, {"$setOnInsert": versions}, upsert=True)
-            found = await database["meta"].find_one({"_id": "schema"}) or {}
-            for key, known in versions.items():
-                if found[key] > known:
-                    raise ConfigError(
-                        f"the database {self._name!r} is of {key} {found[key]}, this aq-data reads {known}; use the one "
-                        "that made it"
-                    )
-            await database["datafiles"].create_indexes(
-                [IndexModel(keys, name=name, **options) for name, keys, options in INDEXES]
-            )
-            await database["tokens"].create_index([("hash", 1)], name="hash", unique=True)
-            await database["kinds"].create_index([("path", 1)], name="path")
+            await prepare(database)
         return database
 
     @property
@@ -118,28 +131,36 @@ class MongoStore(MetadataStore):
     async def publish(self, record: Record, more: Row, keys: tuple[str, ...] = ()) -> Record | None:
         """`insert` with further fields, and with further keys that must not be barred."""
         datafiles, kept = await self.collection("datafiles"), await self.kept(record)
-        id, keys = record.document.id, (record.attempt, *keys)
-        absent = {"_id": id, "deleted": {"$exists": False}, "barred": {"$nin": list(keys)}}
+        id, keys = record.document.id, (record.attempt, *keys, *kept.keys)
+        absent = {"_id": id, "deleted": {"$exists": False}, "barred": {"$nin": list(keys)}, **kept.wanted}
         change = {"$set": {**kept.fields, **more, "by": make_mark()}}
         was_cut_off = False
         with border():
             for pause in pauses():
-                try:
-                    await datafiles.update_one(absent, change, upsert=True)
-                    return None
-                except DuplicateKeyError as exc:
-                    found = await datafiles.find_one({"_id": id})
-                    if taken_pid(exc) is not None and (found is None or "deleted" not in found):
+                # With claims the document stands there already; who has lost the race should not claim.
+                found = await datafiles.find_one({"_id": id}, KNOWN) if kept.needs else None
+                if found is None or "deleted" not in found:
+                    await self.claim(id, kept)
+                    try:
+                        done = await datafiles.update_one(absent, change, upsert=not kept.needs)
+                        if done.matched_count or done.upserted_id is not None:
+                            return None
+                        found = await datafiles.find_one({"_id": id}, KNOWN)
+                    except DuplicateKeyError:
+                        found = await datafiles.find_one({"_id": id}, KNOWN)
+                    except ServerSelectionTimeoutError:
                         raise
-                except ServerSelectionTimeoutError:
-                    raise
-                except ConnectionFailure:
-                    if pause is None:
-                        raise
-                    was_cut_off, found = True, None
+                    except ConnectionFailure:
+                        if pause is None:
+                            raise
+                        was_cut_off, found = True, None
                 if found is not None and "deleted" in found:
                     is_mine = was_cut_off and found["attempt"] == record.attempt
-                    return None if is_mine else read_record(found)
+                    if is_mine:
+                        return None
+                    if not was_cut_off:  # else what it put apart may yet be published, as far as it knows: for `gc`
+                        await self._discard(id, kept)
+                    return await self._read(found)
                 if found is not None:
                     check_not_barred(found, keys)
                 await asyncio.sleep(pause or 0.0)
@@ -150,13 +171,16 @@ class MongoStore(MetadataStore):
         if document.sweep is not None and document.state == "open":
             return await self._sweeps.replace(record, expected_revision, publishes)
         datafiles, kept, mark = await self.collection("datafiles"), await self.kept(record, expected_revision), make_mark()
-        wanted = {"_id": document.id, "revision": expected_revision, "barred": {"$ne": publishes}}
+        barring = [publishes, *kept.keys]
+        wanted = {"_id": document.id, "revision": expected_revision, "barred": {"$nin": barring}, **kept.wanted}
         was_cut_off = False
         with border():
             for pause in pauses():
+                await self.claim(document.id, kept)
                 try:
                     change = {"$set": {**kept.fields, "by": mark}, "$unset": kept.removed}
                     if (await datafiles.update_one(wanted, change)).matched_count:
+                        await self.replaced(kept)
                         return True
                 except ServerSelectionTimeoutError:
                     raise
@@ -169,82 +193,126 @@ class MongoStore(MetadataStore):
                 if found is None or found.get("revision", 0) < expected_revision:
                     return False
                 if found["by"] == mark:
+                    await self.replaced(kept)
                     return True
                 if found["revision"] != expected_revision:
                     if was_cut_off and found["revision"] > document.revision:
                         break
                     return False
-                check_not_barred(found, (publishes,))
+                check_not_barred(found, barring)
         raise UnavailableError(f"whether the change of {document.id} was made cannot be told; read it again")
 
     async def kept(self, record: Record, replaced: int | None = None) -> Stored:
         """The form in which a record is stored; before that, the dimensions of its quantities are.
 
-        When it is to replace a revision, the change that stands there is moved to the others first.
+        When it is to replace a revision, the change that stands there is moved to the others first. What that revision has
+        need not be claimed.
         """
-        kept = stored(record)
+        document, snapshot = separated(record.document)
+        encoded = msgspec.json.encode(document)
+        if len(encoded) < LARGE_BYTES:
+            kept = stored(record, encoded, snapshot)
+        else:
+            kept = await asyncio.to_thread(stored, record, encoded, snapshot)
+        id = record.document.id
         with border():
-            new = kept.quantities - self._known_quantities
-            if new:
-                kinds = await self.collection("kinds")
-                rows = [
-                    UpdateOne({"_id": f"{path}\0{kind}"}, {"$setOnInsert": {"path": path, "kind": kind}}, upsert=True)
-                    for path, kind in sorted(new)
-                ]
-                await self.again(lambda: kinds.bulk_write(rows, ordered=False))
-                self._known_quantities |= new
+            await self.keep_kinds(kept.quantities)
+            kept = await self._put_apart(id, kept)
             if replaced is not None:
-                await self._move_change(record.document.id, replaced)
+                datafiles = await self.collection("datafiles")
+                fields = {"change": 1, "snapshot": 1, "pid": 1, "apart": 1}
+                row = await datafiles.find_one({"_id": id, "revision": replaced}, fields)
+                if row is not None:
+                    await self._changes.move(id, replaced, row)
+                # What is replaced by then has none of it, and is not replaced again.
+                claimed = kept.needs if row is None else claims_of(row)
+                apart = (row or {}).get("apart", {})
+                before = Place(id, apart["key"], "document") if "document" in apart else None
+                needs = tuple(key for key in kept.needs if key not in claimed)
+                kept = dataclasses.replace(kept, needs=needs, replaces=before)
         return kept
 
-    async def _move_change(self, id: DataFileId, revision: int) -> None:
-        datafiles, changes = await self.collection("datafiles"), await self.collection("changes")
-        row = await datafiles.find_one({"_id": id, "revision": revision, "change": {"$exists": True}}, {"change": 1})
-        if row is not None:
-            key, change = _change_key(id, revision), {"$setOnInsert": {"change": row["change"]}}
-            await self.again(lambda: changes.update_one({"_id": key}, change, upsert=True))
+    async def _put_apart(self, id: DataFileId, kept: Stored) -> Stored:
+        large = {name: kept.fields[name] for name in ("document", "change") if len(kept.fields.get(name, b"")) > APART_BYTES}
+        if not large:
+            return dataclasses.replace(kept, removed={**kept.removed, "apart": ""})
+        key = make_mark().hex()
+        apart = await self._parts.put(id, key, large)
+        fields = {name: value for name, value in kept.fields.items() if name not in large}
+        removed = {**kept.removed, **dict.fromkeys(large, "")}
+        return dataclasses.replace(kept, fields={**fields, "apart": apart}, removed=removed, keys=(key,))
+
+    async def replaced(self, kept: Stored) -> None:
+        """To be called when `kept` has taken the place of the record before."""
+        if kept.replaces is not None:
+            with suppress(PyMongoError):  # then it is for `gc`: the record is written
+                await self._parts.remove(kept.replaces)
+
+    async def _discard(self, id: DataFileId, kept: Stored) -> None:
+        for key in kept.keys:
+            await self._parts.remove(Place(id, key, "document"))
+
+    async def put_apart(self, id: DataFileId, name: str, value: bytes) -> tuple[Row, str]:
+        """Put a large value apart: where it lies, and the key that must not be barred when that is published."""
+        with border():
+            key = make_mark().hex()
+            return await self._parts.put(id, key, {name: value}), key
+
+    async def read_apart(self, id: DataFileId, apart: Row, name: str) -> bytes:
+        """A value that was put apart."""
+        return await self._parts.read(id, apart, name)
+
+    async def claim(self, id: DataFileId, kept: Stored) -> None:
+        """Before each attempt to write what `kept` gave; ConflictError when another record has its pid."""
+        await self._claims.claim(id, kept)
+
+    async def keep_kinds(self, quantities: Collection[tuple[str, Kind]]) -> None:
+        """Note in which dimensions something is measured, before anything is found by it."""
+        new = set(quantities) - self._known_quantities
+        if new:
+            kinds = await self.collection("kinds")
+            rows = [{"_id": f"{path}\0{kind}", "path": path, "kind": kind} for path, kind in sorted(new)]
+            for first in range(0, len(rows), KINDS_AT_ONCE):
+                await self.again(partial(_add, kinds, rows[first : first + KINDS_AT_ONCE]))
+            self._known_quantities |= new
 
     async def bar(self, id: DataFileId, key: str) -> None:
-        datafiles = await self.collection("datafiles")
         with border():
-            for pause in pauses():
-                try:
-                    change = {"$addToSet": {"barred": key}}
-                    await self.again(lambda: datafiles.update_one({"_id": id}, change, upsert=True))  # noqa: B023
-                    return
-                except DuplicateKeyError:  # another made the document meanwhile
-                    if pause is None:
-                        raise
+            await self.mark(id, {"$addToSet": {"barred": key}})
+
+    async def mark(self, id: DataFileId, change: Row) -> None:
+        """Change the document under an id, which is made if need be: something that does no harm when it is done twice."""
+        datafiles = await self.collection("datafiles")
+        for pause in pauses():
+            try:
+                await self.again(lambda: datafiles.update_one({"_id": id}, change, upsert=True))
+                return
+            except DuplicateKeyError:  # another made the document meanwhile
+                if pause is None:
+                    raise
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
     async def get(self, id: DataFileId) -> Record | None:
         datafiles = await self.collection("datafiles")
         with border():
-            row = await datafiles.find_one({"_id": id}, {"document": 1, "attempt": 1, "digest": 1})
-        return None if row is None or "document" not in row else read_record(row)
+            row = await datafiles.find_one({"_id": id}, READ)
+            try:
+                return None if row is None or "attempt" not in row else await self._read(row)
+            except CorruptionError:  # or it was changed in between, and then its snapshot removed
+                row = await datafiles.find_one({"_id": id}, READ)
+                return None if row is None else await self._read(row)
+
+    async def _read(self, row: Row) -> Record:
+        """The record in a document of `datafiles`."""
+        await self._parts.fill([row])
+        document = msgspec.json.decode(row["document"], type=DataFile)
+        content = await self._snapshots.content(row["snapshot"]) if "snapshot" in row else None
+        return Record(joined(document, content), row["attempt"], row["digest"])
 
     async def changes(self, id: DataFileId, limit: int, before: int | None = None) -> list[Change]:
-        datafiles, changes = await self.collection("datafiles"), await self.collection("changes")
-        found: list[Change] = []
-        size = 0
         with border():
-            # All but the newest were moved before that one could be written.
-            newest = await datafiles.find_one({"_id": id}, {"change": 1, "revision": 1}) or {}
-            last = newest.get("revision", 0)
-            if "change" in newest and (before is None or last < before) and limit:
-                found.append(msgspec.json.decode(newest["change"], type=Change))
-                size = len(newest["change"])
-            if limit <= len(found):
-                return found
-            behind = {"_id": {"$gt": f"{id}/", "$lt": _change_key(id, last if before is None else min(before, last))}}
-            async with changes.find(behind, batch_size=10).sort("_id", -1).limit(limit - len(found)) as rows:
-                async for row in rows:
-                    size += len(row["change"])
-                    if found and size > CHANGES_BYTES:
-                        break
-                    found.append(msgspec.json.decode(row["change"], type=Change))
-        return found
+            return await self._changes.listed(id, limit, before)
 
     async def search(self, node: Node, sort: SortKey, limit: int, cursor: str | None, include_deleted: bool = False) -> Page:
         return await self._questions.search(node, sort, limit, cursor, include_deleted)
@@ -257,11 +325,33 @@ class MongoStore(MetadataStore):
 
     async def scan(self) -> AsyncIterator[Record]:
         datafiles = await self.collection("datafiles")
-        fields = {"document": 1, "attempt": 1, "digest": 1}
-        found = datafiles.find({"deleted": {"$in": [False, True]}}, fields, batch_size=SCANNED).sort("o", 1)
+        found = datafiles.find({"deleted": {"$in": [False, True]}}, READ, batch_size=SCANNED).sort("o", 1)
         with border():
             async for row in found:
-                yield read_record(row)
+                try:
+                    yield await self._read(row)
+                except CorruptionError:
+                    record = await self.get(row["_id"])
+                    if record is not None:
+                        yield record
+
+    async def snapshots(self, store: str) -> set[str]:
+        with border():
+            return await self._snapshots.used(store)
+
+    async def needs_snapshot(self, store: str, hash: str) -> bool:
+        with border():
+            return await self._snapshots.is_used(store, hash)
+
+    async def leftovers(self, older_than: float, delete: bool) -> AsyncIterator[Leftover]:
+        with border():
+            async for hash, size, age in self._snapshots.unclaimed(older_than):
+                if not delete or await self._snapshots.remove(hash):
+                    yield Leftover(f"snapshots/{hash}", size, age)
+            if delete:
+                await self._snapshots.remove_terms()
+            async for place, size, age in self._parts.leftovers(older_than, delete):
+                yield Leftover("/".join(place), size, age)
 
     # --- tokens ----------------------------------------------------------------------------------------------------
 
@@ -331,19 +421,31 @@ class MongoStore(MetadataStore):
             await meta.update_one({"_id": "check"}, {"$set": {"at": time.time()}}, upsert=True)
 
     async def close(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
         await self._client.close()
 
 
-def _change_key(id: DataFileId, revision: int) -> str:
-    return f"{id}/{revision:016}"
+async def _add(collection: AsyncCollection[Row], rows: list[Row]) -> None:
+    """Add those of some equal documents that are not there."""
+    try:
+        await collection.insert_many(rows, ordered=False)
+    except BulkWriteError as exc:
+        if any(error["code"] != DUPLICATE_KEY for error in (exc.details or {}).get("writeErrors", ())):
+            raise
 
 
-def pauses() -> list[float | None]:
-    """Before each further try so many seconds; None is the end."""
-    return [*(PAUSE * 2**i for i in range(TRIES - 1)), None]
+def pauses() -> Iterator[float | None]:
+    """Before each further try so many seconds; None is the end. A try that took long is not followed by many."""
+    began = time.monotonic()
+    for i in range(TRIES - 1):
+        if time.monotonic() - began > AGAIN_SECONDS:
+            break
+        yield PAUSE * 2**i
+    yield None
 
 
-def check_not_barred(row: Row, keys: tuple[str, ...]) -> None:
+def check_not_barred(row: Row, keys: Collection[str]) -> None:
     """UnavailableError when the document under this id bars one of the keys."""
     if not set(keys).isdisjoint(row.get("barred", ())):
         raise UnavailableError("what was sent was collected as an orphan before it was recorded; send it again")

@@ -59,7 +59,7 @@ _HASHES = (
 
 CACHED_BYTES = 32 << 20
 """Encoded size of the records kept in memory; one over a hundredth of it is read anew each time."""
-WRITTEN_KIB = 192_000
+WRITTEN_KIB = 128_000
 """Memory for the pages that a large batch of the index changes; with less SQLite writes them several times."""
 SCANNED = 200
 SCANNED_BYTES = 32 << 20
@@ -306,6 +306,11 @@ class SqliteStore(MetadataStore):
 
     async def snapshots(self, store: str) -> set[str]:
         return {row[0] for row in await self.read(lambda connection: connection.execute(_HASHES, (store,)).fetchall())}
+
+    async def needs_snapshot(self, store: str, hash: str) -> bool:
+        question = f"{_HASHES} AND hash=? LIMIT 1"  # of a common snapshot many documents, of any other few are looked at
+        rows = await self.read(lambda connection: connection.execute(question, (store, hash)).fetchall())
+        return bool(rows)
 
     # --- tokens ----------------------------------------------------------------------------------------------------
 

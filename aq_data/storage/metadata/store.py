@@ -17,7 +17,7 @@ from aq_data.models.structs import resolve
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.sweeplog import SweepLog
 
-__all__ = ["CHANGES_BYTES", "MetadataStore", "Page", "Token"]
+__all__ = ["CHANGES_BYTES", "Leftover", "MetadataStore", "Page", "Token"]
 
 CHANGES_BYTES = 16 << 20
 """What one list of changes may take, as JSON."""
@@ -42,6 +42,14 @@ class Token(msgspec.Struct, frozen=True):
     created_at: str
     expires_at: str | None = None
     revoked_at: str | None = None
+
+
+class Leftover(msgspec.Struct, frozen=True):
+    """Something in the database that no record has. `age` is seconds since it was stored."""
+
+    key: str
+    size: int
+    age: float
 
 
 class MetadataStore(ABC):
@@ -123,6 +131,17 @@ class MetadataStore(ABC):
         found = [separated(record.document)[1] async for record in self.scan() if record.document.store == store]
         return {snapshot.hash for snapshot in found if snapshot is not None}
 
+    async def needs_snapshot(self, store: str, hash: str) -> bool:
+        """Whether a snapshot is among them."""
+        return hash in await self.snapshots(store)
+
+    def leftovers(self, older_than: float, delete: bool) -> AsyncIterator[Leftover]:  # noqa: ARG002
+        """What lies in the database that no record has, at least `older_than` seconds old; removed when `delete`.
+
+        Nothing is removed that a record could still come to have. A store that removes with the last record leaves nothing.
+        """
+        return _nothing()
+
     @abstractmethod
     async def add_token(self, token: Token) -> None:
         """Store a token."""
@@ -166,4 +185,10 @@ class MetadataStore(ABC):
         """Finish what was begun and let go of the database. No other call may follow."""
 
 
-resolve(Page, Token)
+async def _nothing() -> AsyncIterator[Leftover]:
+    nothing: tuple[Leftover, ...] = ()
+    for leftover in nothing:
+        yield leftover
+
+
+resolve(Page, Token, Leftover)

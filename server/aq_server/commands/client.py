@@ -84,8 +84,9 @@ def _dataset(path: Path) -> Any:
 
 def _fields(options: argparse.Namespace, default_name: str) -> dict[str, Any]:
     fields: dict[str, Any] = {"name": options.name or default_name, "tags": options.tag}
-    if options.station:
-        fields["station"] = options.station
+    for field in ("station", "store"):
+        if getattr(options, field):
+            fields[field] = getattr(options, field)
     return fields
 
 

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
+import logging
 import os
 import socket
 import sys
@@ -17,13 +18,15 @@ from pathlib import Path
 import uvicorn
 
 import aq_data
-from aq_data.errors import ConfigError
+from aq_data.errors import ConfigError, UnavailableError
 from aq_server.app import build_app, open_stores
 from aq_server.commands.demonstration import demonstrate
 from aq_server.config import ServerConfig, load_config
 from aq_server.observe import configure_logging
 
 __all__ = ["run_demo", "run_serve", "running"]
+
+log = logging.getLogger("aq_data")
 
 GRACE_SECONDS = 60
 """What was accepted is finished within this time of a request to stop."""
@@ -93,7 +96,13 @@ async def _has_token(config: ServerConfig) -> bool:
 def _needs_token(config: ServerConfig) -> bool:
     """Whether requests must bring tokens; ConfigError when they must and none exists."""
     needed = config.require_token or not is_loopback(config.host)
-    if needed and (config.memory or not asyncio.run(_has_token(config))):
+    try:
+        has_none = needed and (config.memory or not asyncio.run(_has_token(config)))
+    except UnavailableError as exc:
+        # The parts of a cluster start in any order: until the database answers it is not ready, and lets nobody in.
+        log.warning("the database does not answer yet; /readyz tells when it does", extra={"fields": {"error": exc.message}})
+        return True
+    if has_none:
         raise ConfigError(
             f"bound to {config.host} the server needs a token: `aq-data token create NAME --data {config.data}` makes one "
             "(only on loopback may it run open)"

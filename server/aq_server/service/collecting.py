@@ -22,7 +22,10 @@ _ATTEMPT = re.compile(r"[0-9a-f]{16}")
 
 
 class Orphan(msgspec.Struct, frozen=True):
-    """Blobs under `prefix` that no record names. `age` is seconds since the last of them was written."""
+    """Blobs under `prefix` in a store, or (`store` is "") something in the database, that no record names.
+
+    `age` is seconds since the last of it was written.
+    """
 
     store: str
     prefix: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from aq_data.storage.arrays.stores import ArrayStores
 from aq_data.storage.metadata.store import MetadataStore
 
 __all__ = ["OK", "Health", "Readiness"]
+
+log = logging.getLogger("aq_data")
 
 OK = "ok"
 KEPT_SECONDS = 1.0
@@ -112,6 +115,9 @@ async def _run(probe: _Probe, check: Callable[[], Awaitable[None]]) -> None:
         probe.state = OK
     except AqDataError as exc:
         probe.state = exc.message
+    except Exception as exc:  # whatever it is, it does not answer
+        log.exception("a probe failed")
+        probe.state = type(exc).__name__
     finally:
         probe.at, probe.running = time.monotonic(), None
 

@@ -68,8 +68,12 @@ class Maintenance:
                     yield orphan
             except UnavailableError as exc:
                 failure = failure or exc
+        async for left in self._metadata.leftovers(older_than, delete):
+            yield Orphan("", left.key, left.size, left.age, "in the database, and no record has it", delete)
         if failure is not None:
             raise failure
+
+    # --- verify ----------------------------------------------------------------------------------------------------
 
     async def verify(self, repair: bool = False) -> AsyncIterator[Finding]:
         """Read every stored byte and compare it with its checksum and its record; yields what does not agree."""

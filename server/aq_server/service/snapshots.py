@@ -41,7 +41,7 @@ class SnapshotMaintenance:
         except NotFoundError:
             return False
         await self._arrays.blobs.remove(key)
-        if hash in await self._metadata.snapshots(self._store):
+        if await self._metadata.needs_snapshot(self._store, hash):
             await self._arrays.keep_snapshot(Snapshot(hash, content))
             return False
         return True
