@@ -318,7 +318,7 @@ class Work:
                 course.write(sweep, self.accepted[i] + 1)
                 self.accepted[i] += 1
             self.stop.wait(4.0 if course.kind == "large" else 0.1)
-        sweep.finish(120)
+        sweep.finish(2 * PATIENCE)
         self.acknowledged[i] = self.accepted[i]
 
     def _follow(self, client: aq_data.Client, course: Course) -> None:
@@ -364,7 +364,7 @@ class Work:
         wait_for(
             lambda: all(events and events[-1].kind == "finished" for events in self.events.values()),
             "a sweep does not end, or a follower misses it",
-            150,
+            3 * PATIENCE,
             self.check,
         )
         self.done.set()
