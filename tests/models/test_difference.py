@@ -264,7 +264,7 @@ def datafile(number: int, **fields: object) -> DataFile:
 
 
 def test_what_the_server_sets_is_left_out():
-    """Id, revision, times, size, path and store differ nearly always; how arrays are stored is nobody's setting."""
+    """Id, revision, times, size, path and stores differ nearly always; how arrays are stored is nobody's setting."""
     arrays = [
         (ArrayInfo("iq", "<c16", (4,), ("x",), chunks, 64, {"units": "V"}, codec=codec),)
         for chunks, codec in (((4,), "zstd"), ((2,), "none"))
@@ -281,6 +281,7 @@ def test_what_the_server_sets_is_left_out():
         "size",
         "path",
         "store",
+        "intended_store",
         "format",
         "sweep",
     } == LEFT_OUT

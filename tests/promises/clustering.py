@@ -74,10 +74,10 @@ class Node(Process):
 class Cluster:
     """The processes. To be closed, also when it could not be made whole."""
 
-    def __init__(self, folder: Path, network: Network, bucket: Bucket, seed: int, servers: int, **settings: Any) -> None:
-        """`settings` are added to those of each server."""
+    def __init__(self, folder: Path, network: Network, bucket: Bucket, seed: int, servers: int, fallback: str = "") -> None:
+        """`fallback`: a folder that stands in for the bucket while it is down."""
         self.folder, self.network, self.bucket, self.seed = folder, network, bucket, seed
-        self.chance, self._settings = random.Random(seed), settings
+        self.chance, self._fallback = random.Random(seed), fallback
         self.nodes: list[Node] = []
         self.clients: list[aq_data.Client] = []
         self.wrong: list[str] = []
@@ -93,15 +93,17 @@ class Cluster:
         options = {"anonymous": True}
         if not self.bucket.options.anonymous:
             options = {"region": self.bucket.options.region, "credentials_file": self.bucket.options.credentials_file}
-        store = {"url": self.bucket.url, "endpoint": f"http://{node.bucket.address}", **options}
+        stores = {"default": {"url": self.bucket.url, "endpoint": f"http://{node.bucket.address}", **options}}
+        if self._fallback:
+            stores["default"]["fallback"] = "disk"
+            stores["disk"] = {"url": self._fallback}
         return {
             "data": str(node.config.parent / "data"),
             "port": node.port,
             "mongo": self.engine.url.replace(self.engine_at, node.database.address),
             "mongo_database": "cluster",
             "log_level": "error",
-            "stores": {"default": store, **self._settings.get("stores", {})},
-            **{key: value for key, value in self._settings.items() if key != "stores"},
+            "stores": stores,
         }
 
     def client(self, url: str = "") -> aq_data.Client:
@@ -316,7 +318,7 @@ class Work:
                 course.write(sweep, self.accepted[i] + 1)
                 self.accepted[i] += 1
             self.stop.wait(4.0 if course.kind == "large" else 0.1)
-        sweep.finish(120)
+        sweep.finish(2 * PATIENCE)
         self.acknowledged[i] = self.accepted[i]
 
     def _follow(self, client: aq_data.Client, course: Course) -> None:
@@ -362,7 +364,7 @@ class Work:
         wait_for(
             lambda: all(events and events[-1].kind == "finished" for events in self.events.values()),
             "a sweep does not end, or a follower misses it",
-            150,
+            3 * PATIENCE,
             self.check,
         )
         self.done.set()

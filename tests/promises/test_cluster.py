@@ -131,6 +131,6 @@ def test_clusters_survive_everything_that_may_befall_them(gcs, s3, tmp_path):
     number = 0
     while time.monotonic() < until:
         bucket = (gcs, s3)[number % 2].place()
-        chosen = chance.sample(MISFORTUNES, 12)
+        chosen = chance.sample(MISFORTUNES, 6)
         run_cluster(bucket, chosen, chance.randrange(1 << 32), chance.randint(2, 4), 8.0, COURSES, rounds_log(log))
         number += 1

@@ -30,7 +30,7 @@ Whoever asks while it goes on is told so at once: in an outage too readiness is 
 """
 
 
-class Readiness(msgspec.Struct, frozen=True):
+class Readiness(msgspec.Struct, frozen=True, omit_defaults=True):
     """`ready` takes requests; `degraded` does, but for what lies in a store that is down; `unavailable` does not.
 
     `metadata` and each of `stores` are "ok", or what is wrong. `waiting` tells of each store with a fallback how many
