@@ -6,7 +6,7 @@ RUN python -m venv /opt/aq-data
 COPY pyproject.toml constraints.txt README.md ./
 RUN mkdir -p aq_data server/aq_server \
     && touch aq_data/__init__.py server/aq_server/__init__.py \
-    && /opt/aq-data/bin/pip install --no-cache-dir --constraint constraints.txt '.[server]' \
+    && /opt/aq-data/bin/pip install --no-cache-dir --constraint constraints.txt '.[server,gcs,s3]' \
     && /opt/aq-data/bin/pip uninstall --yes aq-data
 COPY aq_data aq_data
 COPY server server

@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 1 when a side failed; a missed target is a finding, not a failure."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     scale = SMALL if options.small else FULL
     names = [side for side in SIDES if any(side in WORKLOADS[name].sides for name in options.only)]
     names = [side for side in names if not (options.no_tiled and side.startswith("tiled"))]

@@ -28,6 +28,12 @@ class Cluster:
         """Servers over one folder share a database and a place in the bucket, both named after it."""
         return ServerKind(self._command, "/healthz")
 
+    @contextmanager
+    def behind_proxy(self) -> Iterator[tuple["Cluster", Any]]:
+        """The same with a proxy before the bucket that counts requests and can hold them back."""
+        with self.bucket.behind_proxy() as (bucket, proxy):
+            yield Cluster(self.mongo, bucket), proxy
+
     def _command(self, port: int, folder: Path) -> list[str]:
         options = {name: value for name in ("endpoint", "region", "credentials_file", "anonymous")
                    if (value := getattr(self.bucket.options, name))}  # fmt: skip

@@ -181,6 +181,10 @@ def _preview(side: Side, _number: int) -> Figures:
     return figures
 
 
+def _count_requests(side: Side, _number: int) -> Figures:
+    return side.count_requests()
+
+
 def _serve_whole(side: Side, number: int) -> Figures:
     """Memory of a server started anew on the same data, from after one small read to the peak of serving the whole."""
     array = side.large_array()
@@ -239,6 +243,20 @@ WORKLOADS = {
         ("aq", "aq-gcs", "aq-gcs-two", "tiled"),
         _read_together,
         ("requests_per_s", "median_ms", "p99_ms"),
+    ),
+    "bucket": Workload(
+        "requests to the bucket, and 20 ms at each",
+        ("aq-gcs", "aq-s3"),
+        _count_requests,
+        (
+            "save_requests",
+            "slice_requests",
+            "change_requests",
+            "row_requests",
+            "save_at_20_ms",
+            "slice_at_20_ms",
+            "change_at_20_ms",
+        ),
     ),
     "X2": Workload(
         "small reads while another pulls slabs",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bucket_requests import count_requests
 from benchmarks.clusters import Cluster, running
 from benchmarks.driver_process import DriverProcess
 from benchmarks.measurements import Figures
@@ -31,6 +32,7 @@ class Contestant:
     deployment: str
     """Name of the folder of its servers: sides of one deployment share them."""
     servers: int = 1
+    cluster: Cluster | None = None
 
 
 class Side:
@@ -79,6 +81,12 @@ class Side:
         self._servers_tried += 1
         folder = self._folder.with_name(f"{self._folder.name}-empty-{self._servers_tried}")
         return ServerProcess(self._contestant.server, folder)
+
+    def count_requests(self) -> Figures:
+        """To the bucket, of a server of its own."""
+        assert self._contestant.cluster is not None, "an embedded server has no bucket"
+        folder = self._folder.with_name(f"{self._folder.name}-counted")
+        return count_requests(self._contestant.cluster, folder, self.scale.points, self.scale.rows)
 
     def save_files(self, seed: int) -> Figures:
         answer = self.driver().ask("save_files", count=self.scale.files, points=self.scale.points, seed=seed)
@@ -148,7 +156,8 @@ def _contestant(name: str, scale: Scale, tiled: Path | None, clusters: dict[str,
             services = name.removesuffix("-two")
             if services not in clusters:
                 clusters[services] = stack.enter_context(running(services))
-            return Contestant("aq", sys.executable, clusters[services].server, {}, services, 2 if name != services else 1)
+            cluster, servers = clusters[services], 1 if name == services else 2
+            return Contestant("aq", sys.executable, cluster.server, {}, services, servers, cluster)
         case "route":
             return Contestant("route", sys.executable, ServerKind(_route_command, "/box"), {}, "route")
         case "zarr":

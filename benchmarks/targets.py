@@ -84,6 +84,10 @@ TARGETS = (
     Target("preview", "seconds", "aq", sense="<=", bound=0.2),
     Target("W8", "requests_per_s", "aq", "tiled", ">=", 15),
     Target("W8", "requests_per_s", "aq-gcs-two", "aq-gcs", ">=", 1),
+    Target("bucket", "save_at_20_ms", "aq-gcs", sense="<=", bound=80),
+    Target("bucket", "save_at_20_ms", "aq-s3", sense="<=", bound=80),
+    Target("bucket", "slice_at_20_ms", "aq-gcs", sense="<=", bound=40),
+    Target("bucket", "slice_at_20_ms", "aq-s3", sense="<=", bound=40),
     Target("X2", "p99_ratio", "aq", sense="<=", bound=4),
     Target("growth", "growth_mb", "aq", sense="<=", bound=200),
 )

@@ -90,6 +90,11 @@ def test_the_image_runs_as_nobody_in_particular():
     assert "--uid 10001" in DOCKERFILE
 
 
+def test_the_image_has_what_the_servers_of_the_compose_file_need():
+    """Both kinds of bucket."""
+    assert "'.[server,gcs,s3]'" in DOCKERFILE
+
+
 def test_the_image_copies_what_there_is_and_what_the_build_context_has():
     """`.dockerignore` leaves out everything but the program."""
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
