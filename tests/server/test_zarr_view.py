@@ -16,7 +16,7 @@ from services.deployment import at, blobs, overwrite
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 
-VALUES = np.random.default_rng(3).random((700, 300))  # 1.7 MB: several chunks
+VALUES = np.random.default_rng(3).random((1400, 300))  # 3.4 MB: several chunks, in a bucket too
 KINDS = {
     "f": VALUES,
     "c": (VALUES[:5, :4] + 1j).astype("<c8"),

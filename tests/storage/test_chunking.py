@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from aq_data.models.selection import Selection, select
 from aq_data.storage.arrays.chunking import (
+    BUCKET_TARGET_BYTES,
     TARGET_BYTES,
     chunk_grid,
     chunk_parts,
@@ -24,14 +25,14 @@ extents = st.integers(0, 5) | st.integers(0, 300) | st.integers(0, 1 << 34)
 itemsizes = st.sampled_from([1, 2, 4, 8, 12, 16, 100, 1 << 16, TARGET_BYTES, TARGET_BYTES + 1, 1 << 24])
 
 
-@given(st.lists(extents, max_size=6).map(tuple), itemsizes)
-@example((1, 1_000_000), 8)
-@example((3, 5, 7, 11, 13, 17), 1 << 16)
-def test_a_chunk_is_within_the_target_unless_one_element_is_larger(shape, itemsize):
-    chunks = chunk_shape(shape, itemsize)
+@given(st.lists(extents, max_size=6).map(tuple), itemsizes, st.sampled_from([TARGET_BYTES, BUCKET_TARGET_BYTES]))
+@example((1, 1_000_000), 8, TARGET_BYTES)
+@example((3, 5, 7, 11, 13, 17), 1 << 16, BUCKET_TARGET_BYTES)
+def test_a_chunk_is_within_the_target_unless_one_element_is_larger(shape, itemsize, target):
+    chunks = chunk_shape(shape, itemsize, target)
     assert len(chunks) == len(shape)
     assert all(1 <= c <= max(1, n) for c, n in zip(chunks, shape, strict=True))
-    assert math.prod(chunks) * itemsize <= max(TARGET_BYTES, itemsize)
+    assert math.prod(chunks) * itemsize <= max(target, itemsize)
 
 
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=3).map(tuple), st.sampled_from([1, 8, 16]))

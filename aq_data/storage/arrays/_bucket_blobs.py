@@ -11,6 +11,7 @@ from typing import TypeVar
 from aq_data.errors import AqDataError, NotFoundError, StorageError
 from aq_data.storage.arrays._bucket import Bucket, Page, Parts, asking, refusal, translate
 from aq_data.storage.arrays.blobs import BlobEntry, BlobStore, Buffer, Upload
+from aq_data.storage.arrays.chunking import BUCKET_TARGET_BYTES
 from aq_data.storage.arrays.workers import Workers
 
 __all__ = ["CONNECTIONS", "BucketBlobs"]
@@ -32,6 +33,8 @@ READY = 64
 
 class BucketBlobs(BlobStore):
     """Blobs in a bucket. A blob is durable and named when its request is answered, so there is nothing to settle."""
+
+    chunk_bytes = BUCKET_TARGET_BYTES
 
     def __init__(self, address: str, root: str, kind: type[Bucket], make: Callable[[], Bucket]) -> None:
         """`root` is put before every key. `make` is called by the first request, in a thread, to make one of its `kind`."""

@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
+from aq_data.storage.arrays.chunking import TARGET_BYTES
+
 __all__ = ["BlobEntry", "BlobStore", "Buffer", "Upload"]
 
 Buffer = bytes | bytearray | memoryview
@@ -44,6 +46,9 @@ class BlobStore(ABC):
     Absence raises NotFoundError. A store that cannot be reached or is full raises UnavailableError, any other failure
     StorageError: never absence, because a Zarr reader takes absence for "fill value".
     """
+
+    chunk_bytes = TARGET_BYTES
+    """How large a chunk of an array is best here, before it is compressed."""
 
     @abstractmethod
     async def put_many(self, items: Sequence[tuple[str, Callable[[], Buffer]]]) -> None:

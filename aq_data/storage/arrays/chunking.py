@@ -12,18 +12,29 @@ import numpy as np
 
 from aq_data.models.selection import Axis, Selection
 
-__all__ = ["ChunkPart", "chunk_grid", "chunk_parts", "chunk_shape", "growing_chunk_shape", "split_by_size"]
+__all__ = [
+    "BUCKET_TARGET_BYTES",
+    "TARGET_BYTES",
+    "ChunkPart",
+    "chunk_grid",
+    "chunk_parts",
+    "chunk_shape",
+    "growing_chunk_shape",
+    "split_by_size",
+]
 
 TARGET_BYTES = 1 << 19
 """Half a MiB uncompressed: docs/decisions/0001 has the measurements."""
+BUCKET_TARGET_BYTES = 1 << 21
+"""In buckets, where each chunk is a request that is waited and paid for: about what arrives while one is waited for."""
 
 
-def chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    """A chunk shape of at most `TARGET_BYTES`: short axes whole, long ones cut to equal extents of about one length.
+def chunk_shape(shape: tuple[int, ...], itemsize: int, target: int = TARGET_BYTES) -> tuple[int, ...]:
+    """A chunk shape of at most `target` bytes: short axes whole, long ones cut to equal extents of about one length.
 
     An array below the target is one chunk. Extents are 1 or more, also along an axis of length 0.
     """
-    budget = max(1, TARGET_BYTES // max(1, itemsize))
+    budget = max(1, target // max(1, itemsize))
     extents = [max(1, n) for n in shape]
     if math.prod(extents) <= budget:
         return tuple(extents)

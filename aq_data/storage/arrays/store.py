@@ -65,7 +65,7 @@ class ArrayStore:
 
     def writer(self, id: str, attempt: str, new: NewArray) -> ArrayWriter:
         """Begin one array of an attempt."""
-        return ArrayWriter(self.blobs, group_prefix(id, attempt), plan_array(new), self._scratch)
+        return ArrayWriter(self.blobs, group_prefix(id, attempt), plan_array(new, self.blobs.chunk_bytes), self._scratch)
 
     async def publish_group(
         self, document: DataFile, attempt: str, digest: str, writers: list[ArrayWriter]

@@ -15,7 +15,7 @@ import numpy as np
 from aq_data.errors import UnavailableError, ValidationError
 from aq_data.models.arrays import ArrayInfo, NewArray, is_text, parse_dtype
 from aq_data.storage.arrays.blobs import BlobStore
-from aq_data.storage.arrays.chunking import chunk_grid, chunk_shape, growing_chunk_shape
+from aq_data.storage.arrays.chunking import TARGET_BYTES, chunk_grid, chunk_shape, growing_chunk_shape
 from aq_data.storage.arrays.format import chunk_key, encode_chunk, text_from_wire
 
 __all__ = ["ArrayWriter", "plan_array", "plan_growing_array"]
@@ -30,8 +30,8 @@ TEXT_ITEM = 16
 Item = tuple[str, Callable[[], bytes]]
 
 
-def plan_array(new: NewArray) -> ArrayInfo:
-    """Everything decided that the client left open: dims, chunks."""
+def plan_array(new: NewArray, chunk_bytes: int = TARGET_BYTES) -> ArrayInfo:
+    """Everything decided that the client left open: dims, chunks, of about `chunk_bytes`."""
     dtype = parse_dtype(new.dtype, new.name)
     itemsize = TEXT_ITEM if is_text(dtype) else dtype.itemsize
     chunks = tuple(min(c, max(1, n)) for c, n in zip(new.chunks, new.shape, strict=True)) if new.chunks else None
@@ -40,7 +40,7 @@ def plan_array(new: NewArray) -> ArrayInfo:
         dtype=new.dtype,
         shape=new.shape,
         dims=new.dims if new.dims is not None else tuple(f"{new.name}_{i}" for i in range(len(new.shape))),
-        chunks=chunks if chunks is not None else chunk_shape(new.shape, itemsize),
+        chunks=chunks if chunks is not None else chunk_shape(new.shape, itemsize, chunk_bytes),
         nbytes=0 if is_text(dtype) else math.prod(new.shape) * dtype.itemsize,
         attrs=new.attrs,
         role=new.role,
