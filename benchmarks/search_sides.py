@@ -15,7 +15,7 @@ from aq_data.storage.metadata.sqlite import SqliteStore
 from benchmarks.aq_askers import ClientAsker, StoreAsker
 from benchmarks.asking import Asker, Finding, ask_family
 from benchmarks.catalogue import GENERATOR_VERSION
-from benchmarks.catalogue_store import database_of, ensure_sqlite, fill, told
+from benchmarks.catalogue_store import database_of, ensure_sqlite, fill, fill_mongo, told
 from benchmarks.driver_process import DriverProcess
 from benchmarks.questions import Truth
 from benchmarks.server_process import ServerProcess
@@ -83,6 +83,7 @@ def _mongo(documents: int, cache: Path) -> Iterator[Asker]:
     folder.mkdir(parents=True, exist_ok=True)
     engine = Engine(folder.absolute())
     try:
+        fill_mongo(engine.url, "catalogue", documents)
         with asyncio.Runner() as loop:
             store = MongoStore(engine.url, "catalogue")
             try:

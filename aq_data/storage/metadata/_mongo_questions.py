@@ -1,8 +1,9 @@
 """How MongoDB answers a question: the total, then the page by the index of terms or by walking in sort order.
 
-The total is counted from the index alone where one condition decides. A small set is fetched and sorted. Of a large one the
-records are walked in the order asked for until the page is full, for a short time: where those that match stand at the far
-end, everything is sorted after all. What is sorted by a path inside of snapshots is sorted here, whole.
+The total is counted from the index alone where one condition decides; where several do, documents are counted and the first
+of them found in one pass. A small set is fetched and sorted. Of a large one the records are walked in the order asked for
+until the page is full, for a short time: where those that match stand at the far end, everything is sorted after all.
+What is sorted by a path inside of snapshots is sorted here, whole.
 
 Snapshots are asked first, for what they may match (`_mongo_lookups`).
 """
@@ -91,8 +92,11 @@ class Questions:
         after = _mql.place_of(start, sort) if start else None
 
         async def page(asked: Asked) -> Page:
-            total, is_exact = (start.total, start.total_is_exact) if start else await self._total(asked)
-            rows = await self._rows(asked, sort, after, limit + 1, total) if limit and total else []
+            if start is None and limit and await self._is_one_pass(asked, sort):
+                total, is_exact, rows = await self._start(asked, sort, limit + 1)
+            else:
+                total, is_exact = (start.total, start.total_is_exact) if start else await self._total(asked)
+                rows = await self._rows(asked, sort, after, limit + 1, total) if limit and total else []
             more = len(rows) > limit
             following = _mql.cursor_of(rows[limit - 1], sort, total, is_exact).encode(sort) if more else None
             await self._parts.fill(rows[:limit])
@@ -142,6 +146,25 @@ class Questions:
             rows = await kinds.find({"path": {"$in": [one.path for one in asked]}}).to_list()
             for one in asked:
                 check_dimension(one, [row["kind"] for row in rows if row["path"] == one.path])
+
+    async def _is_one_pass(self, asked: Asked, sort: SortKey) -> bool:
+        """Whether to count means to read the documents, so that they are better put in order on the way."""
+        if not asked.is_exact or not asked.is_indexed or asked.include_deleted or _mql.is_covered(asked.where):
+            return False
+        return not (is_in_instruments(sort.path) and await self._snapshots.have(sort.path))
+
+    async def _start(self, asked: Asked, sort: SortKey, limit: int) -> tuple[int, bool, list[Row]]:
+        """The total, whether it is exact, and the rows of the first page in order."""
+        found = await (await self._aggregate(_mql.start_pipeline(asked.where, sort, limit, EXACT_TOTAL + 1))).to_list()
+        if not found:
+            return 0, True, []
+        if found[0]["n"] > EXACT_TOTAL:
+            return EXACT_TOTAL, False, await self._rows(asked, sort, None, limit, EXACT_TOTAL)
+        datafiles = await self._collection("datafiles")
+        wanted = {"deleted": False, "o": {"$in": [row["o"] for row in found[0]["top"]]}}
+        documents = {row["o"]: row async for row in datafiles.find(wanted, {**WHOLE, "o": 1})}
+        rows = [{**documents[row["o"]], **row} for row in found[0]["top"] if row["o"] in documents]
+        return found[0]["n"], True, rows
 
     async def _total(self, asked: Asked) -> tuple[int, bool]:
         found = await self._counted(asked, EXACT_TOTAL + 1)

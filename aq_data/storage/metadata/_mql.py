@@ -33,6 +33,7 @@ __all__ = [
     "cursor_of",
     "distinct_pipeline",
     "distinct_snapshots_pipeline",
+    "is_covered",
     "is_exact",
     "is_indexed",
     "page_pipeline",
@@ -41,6 +42,7 @@ __all__ = [
     "selection",
     "shown",
     "sort_index",
+    "start_pipeline",
     "total_pipeline",
     "walked",
 ]
@@ -90,6 +92,18 @@ def is_indexed(node: Node) -> bool:
     if isinstance(node, Element):
         return is_indexed(outside(node.child, node.path))
     return not isinstance(node, Not)
+
+
+def is_covered(where: dict[str, Any]) -> bool:
+    """Whether the index of terms can tell how many match without a look at a document: one field decides."""
+    return len(_fields_in(where)) == 1
+
+
+def _fields_in(where: Any) -> set[str]:
+    if isinstance(where, list):
+        return set().union(*map(_fields_in, where))
+    nested = [_fields_in(value) for key, value in where.items() if key.startswith("$")]
+    return {key for key in where if not key.startswith("$")}.union(*nested)
 
 
 def selection(node: Node, include_deleted: bool, shared: Shared = NO_SNAPSHOTS) -> dict[str, Any]:
@@ -225,12 +239,10 @@ def page_pipeline(where: dict[str, Any], sort: SortKey, after: Any, limit: int |
 
     One field is sorted by, in which `o` breaks the ties.
     """
+    field = _sort_field(sort)
     computed: Pipeline = []
     if sort_index(sort) is None:
-        field = "place"
         computed = [{"$project": {"document": 1, "snapshot": 1, "apart": 1, "o": 1, "place": _place(sort, include_deleted)}}]
-    else:
-        field = {"created_at": "o", "id": "_id"}.get(sort.path, f"s.{sort.path}")
     behind = {field: {"$lt" if sort.descending else "$gt": after}}
     return [
         {"$match": where},
@@ -240,6 +252,29 @@ def page_pipeline(where: dict[str, Any], sort: SortKey, after: Any, limit: int |
         *([{"$limit": limit}] if limit else []),
         {"$project": {"document": 1, "snapshot": 1, "apart": 1, "o": 1, "place": f"${field}"}},
     ]
+
+
+def start_pipeline(where: dict[str, Any], sort: SortKey, limit: int, counted: int) -> Pipeline:
+    """One row: how many match, counted no further than `counted`, and `top`, (place, o) of the first `limit` of these.
+
+    The documents that match are read once. There is no row where nothing matches.
+    """
+    field = _sort_field(sort)
+    computed = {field: 1} if sort_index(sort) else {"place": _place(sort, False)}
+    order = {field: -1 if sort.descending else 1}
+    top = {"n": limit, "sortBy": order, "output": {"place": f"${field}", "o": "$o"}}
+    return [
+        {"$match": where},
+        {"$limit": counted},
+        {"$project": {"o": 1, **computed}},
+        {"$group": {"_id": None, "n": {"$sum": 1}, "top": {"$topN": top}}},
+    ]
+
+
+def _sort_field(sort: SortKey) -> str:
+    if sort_index(sort) is None:
+        return "place"
+    return {"created_at": "o", "id": "_id"}.get(sort.path, f"s.{sort.path}")
 
 
 def places_pipeline(where: dict[str, Any], sort: SortKey, include_deleted: bool, whole: bool) -> Pipeline:
