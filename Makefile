@@ -47,8 +47,9 @@ check: $(INSTALLED_DEV) ## linters, types, import contracts
 soak: $(INSTALLED_DEV) ## long runs of the random tests
 	@AQ_DATA_SOAK=1 $(BIN)/python -m pytest tests/models tests/storage tests/client tests/promises --timeout 7200
 
-benchmarks: $(INSTALLED_DEV) ## workloads against Tiled and the floors
+benchmarks: $(INSTALLED_DEV) services ## workloads on both deployments, against Tiled and the floors
 	@$(BIN)/python -m benchmarks
+	@$(BIN)/python -m benchmarks.search --documents 10000 --sides store,http,mongo,tiled
 
 clean: ## remove what make made
 	rm -rf .venv .cache demo-data
