@@ -25,11 +25,13 @@ from pymongo.errors import ExecutionTimeout, OperationFailure
 from aq_data.errors import CorruptionError, QueryError
 from aq_data.models.paths import SortKey
 from aq_data.models.query import Compare, Node, check_dimension, nodes_of
+from aq_data.models.terms import Kind
 from aq_data.models.units import QUANTITY
 from aq_data.storage.metadata import _mql
 from aq_data.storage.metadata._mongo_border import border
 from aq_data.storage.metadata._mongo_lookups import Lookups, facts_of
 from aq_data.storage.metadata._mongo_parts import Parts
+from aq_data.storage.metadata._mongo_records import field_of
 from aq_data.storage.metadata._mongo_snapshots import Snapshots
 from aq_data.storage.metadata._shared import Shared, grouped, is_in_instruments
 from aq_data.storage.metadata.cursors import Cursor
@@ -145,7 +147,18 @@ class Questions:
             kinds = await self._collection("kinds")
             rows = await kinds.find({"path": {"$in": [one.path for one in asked]}}).to_list()
             for one in asked:
-                check_dimension(one, [row["kind"] for row in rows if row["path"] == one.path])
+                known = [row["kind"] for row in rows if row["path"] == one.path]
+                try:
+                    check_dimension(one, known)
+                except QueryError:  # rare enough to look whether the dimensions are still those of some document
+                    check_dimension(one, [kind for kind in known if await self._is_there(one.path, kind)])
+
+    async def _is_there(self, path: str, kind: Kind) -> bool:
+        """Whether any document has a value of the kind at the path; kinds that were there once are never forgotten."""
+        if is_in_instruments(path) and await self._snapshots.have(path):
+            return True
+        datafiles = await self._collection("datafiles")
+        return await datafiles.find_one({f"t.{field_of(path, kind)}": {"$exists": True}}, {"_id": 1}) is not None
 
     async def _is_one_pass(self, asked: Asked, sort: SortKey) -> bool:
         """Whether to count means to read the documents, so that they are better put in order on the way."""
