@@ -195,7 +195,8 @@ class ArrayStores:
             self._opening[key] = asyncio.create_task(asyncio.to_thread(self._open_blobs, info))
             self._opening[key].add_done_callback(lambda done: self._take(key, done))
         try:
-            await asyncio.wait_for(asyncio.shield(self._opening[key]), OPEN_SECONDS)
+            async with asyncio.timeout(OPEN_SECONDS):
+                await asyncio.shield(self._opening[key])
         except TimeoutError as exc:
             raise UnavailableError(f"the store {info.name!r} does not answer") from exc
         return self._opened[key]
@@ -244,7 +245,8 @@ class ArrayStores:
         try:
             blobs = await asyncio.to_thread(self._open_blobs_at, place)
             try:
-                await asyncio.wait_for(blobs.check(), OPEN_SECONDS)
+                async with asyncio.timeout(OPEN_SECONDS):
+                    await blobs.check()
             finally:
                 await blobs.close()
         except TimeoutError as exc:

@@ -83,8 +83,10 @@ class Folding:
     async def run(self) -> None:
         """Fold what is due, for ever. A sweep that cannot be folded now is tried again; the others go on."""
         while True:
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), LOOK_SECONDS)
+            # Not `wait_for`: in Python 3.11 it loses the cancellation that ends this when it comes with the timeout.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._wake.wait()
             self._wake.clear()
             await self._remove_leftovers(time.time() - RETIRED_SECONDS)
             try:

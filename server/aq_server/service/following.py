@@ -66,7 +66,8 @@ class Following:
             yield events
             if not more:
                 with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(changed.wait(), LOOK_SECONDS)
+                    async with asyncio.timeout(LOOK_SECONDS):
+                        await changed.wait()
 
     def _position(self, last: str) -> tuple[int, int]:
         match = _POSITION.fullmatch(last.strip() or "0-0")
