@@ -56,13 +56,15 @@ async def begin_save(stores: Stores) -> Save:
 
 
 def verify(data: Path, repair: bool = False) -> list:
+    """What it finds; once, where MongoDB has it too."""
     found = with_stores(data, lambda stores: listed(stores.maintenance.verify(repair)))
-    return [(finding.kind, finding.id) for finding in found]
+    return list(dict.fromkeys((finding.kind, finding.id) for finding in found))
 
 
 def gc(data: Path) -> list[str]:
+    """What it removes from the stores of blobs."""
     found = with_stores(data, lambda stores: listed(stores.maintenance.gc(0.0, True)))
-    return [orphan.prefix for orphan in found]
+    return [orphan.prefix for orphan in found if orphan.store]
 
 
 def record(number: int, **fields) -> Record:
