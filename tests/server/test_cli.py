@@ -14,7 +14,7 @@ import pytest
 import xarray as xr
 from aq_server.__main__ import main, make_parser
 from forms import kept, new_id
-from services.deployment import blobs, lose_database, opened, overwrite
+from services.deployment import blobs, left, lose_database, opened, overwrite
 
 import aq_data
 
@@ -118,7 +118,6 @@ def test_import_saves_each_file_and_tells_of_those_it_could_not(run, where, tmp_
     assert status == 1
     assert "broken.npy" in err
     assert "Traceback" not in err
-    assert status in (0, 3), err
     assert len(parsed(run("search", '{"tags": "batch"}', *where, "--json")[1])) == 4
 
 
@@ -235,7 +234,6 @@ def test_a_failure_of_the_store_is_one_line_too(run, where, data, cube_file):
     assert (status, out) == (1, "")
     assert "lost" in err
     assert "Traceback" not in err
-    assert status in (0, 3), err
 
 
 def test_a_closed_pipe_ends_quietly(where):
@@ -303,7 +301,6 @@ def flip(path: Path) -> None:
 def verify(run, data: Path, *flags: str) -> tuple[int, list[tuple[str, str]]]:
     status, out, err = run("verify", "--data", data, "--json", *flags)
     assert "Traceback" not in err
-    assert status in (0, 3), err
     return status, sorted((finding["kind"], finding["id"]) for finding in parsed(out))
 
 
@@ -373,7 +370,9 @@ def test_blobs_without_a_record_are_orphans_and_collected_only_when_told(run, da
     """`gc` reports first, spares the young, and removes with --delete; what a record names is never touched."""
     run("gc", "--data", data, "--delete", "--older-than", "0s")
     id = new_id()
-    shutil.copytree(blobs(data) / saved["full"], blobs(data) / id)
+    for path in list((blobs(data) / saved["full"]).rglob("*")):
+        if path.is_file():
+            overwrite(blobs(data) / id / path.relative_to(blobs(data) / saved["full"]), path.read_bytes())
     (attempt,) = [path for path in (blobs(data) / saved["full"]).iterdir() if path.is_dir()]
     overwrite(attempt / "files" / ("0" * 16), b"never attached")
     before = kept(data)
@@ -392,7 +391,7 @@ def test_blobs_without_a_record_are_orphans_and_collected_only_when_told(run, da
     status, out, _ = run("gc", "--data", data, "--older-than", "0s", "--delete")
     assert status == 0
     assert "2 orphans" in out
-    assert not any(path.is_file() for path in (blobs(data) / id).rglob("*"))
+    assert left(data, id) == []
     assert verify(run, data) == (0, [])
     assert run("gc", "--data", data, "--older-than", "0s")[1].strip() == "no orphans"
     with opened(data) as client:
@@ -471,9 +470,7 @@ def test_an_honest_retry_after_reindex_is_still_the_same_save(run, data):
 def test_reindex_leaves_out_what_is_not_whole(run, data, saved):
     """An interrupted save or a lost chunk is told of and not restored as if it were complete."""
     (group(data, saved["full"]) / "cube/c/0/0/0").unlink()
-    begun = blobs(data) / new_id() / "0123456789abcdef" / "files"
-    begun.mkdir(parents=True)
-    overwrite(begun / ("0" * 16), b"attached to nothing")
+    overwrite(blobs(data) / new_id() / "0123456789abcdef" / "arrays.zarr" / "a" / "c" / "0", b"interrupted")
     lose_database(data)
     status, out, _ = run("reindex", "--data", data, "--json")
     outcomes = sorted(entry["outcome"] for entry in parsed(out))

@@ -111,8 +111,8 @@ def test_a_change_inside_a_snapshot_is_a_difference_and_can_be_undone(data, clie
     assert copy_of(client.get(file.id))["instruments"] == {}
     client.revert(file.id, 1)
     assert client.get(file.id).instruments == instruments()
-    assert verify(data) == [("orphan", "snapshots")], "what revision 2 had"
-    assert gc(data) == [key_of(instruments(7))]
+    assert set(verify(data)) == {("orphan", "snapshots")}, "what revision 2 had"
+    assert {Path(prefix).stem for prefix in gc(data)} == {Path(key_of(instruments(7))).stem}, "also MongoDB's own copy"
     assert verify(data) == []
 
 
@@ -188,7 +188,7 @@ def test_a_snapshot_stays_as_long_as_any_record_has_it(data):
         client.update(two.id, {"instruments": None})
         young = with_stores(data, lambda stores: listed(stores.maintenance.gc(3600.0, True)))
         assert young == []
-        assert gc(data) == [key_of(instruments())]
+        assert {Path(prefix).stem for prefix in gc(data)} == {Path(key_of(instruments())).stem}, "also MongoDB's own copy"
         assert snapshots(data) == set()
         assert client.save(None, instruments=instruments()).instruments == instruments()
     assert verify(data) == []

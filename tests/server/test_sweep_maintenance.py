@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from aq_server.app import Stores
 from aq_server.service import folding
-from services.deployment import blobs, lose_database, opened, overwrite, rows_of_sweeps, with_stores
+from aq_server.service.notices import Notices
+from aq_server.service.signals import Signals
+from services.deployment import blobs, left, lose_database, opened, overwrite, rows_of_sweeps, with_stores
 
 import aq_data
 from aq_data.errors import NotFoundError
@@ -78,7 +82,7 @@ def test_what_the_open_phase_left_is_removed_after_the_end(data):
         sweep.finish()
         assert {orphan.reason for orphan in gc(data, delete=True)} == {"left by an open sweep"}
         assert gc(data) == []
-        assert not list(blobs(data).glob("*/*/open")) + list(blobs(data).glob("*/*/blocks"))
+        assert left(data, "*/*/open") + left(data, "*/*/blocks") == []
         assert np.array_equal(client.get(sweep.id)["y"][0], large)
         assert verify(data) == []
 
@@ -89,8 +93,7 @@ def test_what_a_folder_that_died_left_is_found(data):
         sweep, _ = half_measured(client)
         prefix = next(blobs(data).glob("*/*/open"))
         for generation in ("3-0", "99-999"):
-            (prefix / generation).mkdir()
-            (prefix / generation / "0.0.0").write_bytes(b"x" * 10)
+            overwrite(prefix / generation / "0.0.0", b"x" * 10)
         found = [Path(orphan.prefix).parts[-2] for orphan in gc(data, delete=True)]
         assert "3-0" in found
         assert "99-999" not in found
@@ -107,7 +110,7 @@ def test_a_deleted_sweep_leaves_nothing(data):
     assert rows_of_sweeps(data) == 0
     with pytest.raises(NotFoundError):
         with_stores(data, lambda stores: stores.metadata.sweeps.get(sweep.id))
-    assert not list(blobs(data).glob(f"{sweep.id}/*/*"))
+    assert left(data, f"{sweep.id}/*/*") == []
 
 
 def test_damage_of_an_open_sweep_is_found(data):
@@ -161,3 +164,23 @@ def test_a_lost_database_is_rebuilt_with_its_sweeps(data):
         assert file["n"][::2][: count - 1].tolist() == list(range(count - 1))
     assert verify(data) == []
     assert {entry.outcome for entry in reindex(data)} == {"known"}
+
+
+@pytest.mark.parametrize("turns", range(5))
+def test_folding_ends_when_it_is_woken_and_stopped_at_the_same_moment(data, monkeypatch, turns):
+    """However many turns of the event loop lie between the two, or a server would not stop."""
+    monkeypatch.setattr(folding, "LOOK_SECONDS", 60.0)
+
+    async def body(stores: Stores) -> None:
+        background = folding.Folding(stores.metadata, stores.arrays, Signals(), Notices(stores.metadata, None))
+        running = asyncio.create_task(background.run())
+        await asyncio.sleep(0.05)
+        background._wake.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        running.cancel()
+        done, _ = await asyncio.wait({running}, timeout=10)
+        await background.close()
+        assert done
+
+    with_stores(data, body)

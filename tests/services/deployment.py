@@ -37,6 +37,7 @@ __all__ = [
     "deployed",
     "drop_row_of_sweeps",
     "environment",
+    "left",
     "lose_database",
     "opened",
     "overwrite",
@@ -153,8 +154,9 @@ def at(path: str) -> Path:
 
 
 def overwrite(path: Path, content: bytes) -> None:
-    """Damage a blob: it has other bytes from now on. In a bucket they are put there, or its server would find them out."""
+    """Let a blob have other bytes from now on, or be there. In a bucket they are put, or its server would find them out."""
     if Production.current is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         return
     bucket = next(bucket for bucket in Production.current.buckets if path.is_relative_to(bucket.folder))
@@ -166,6 +168,12 @@ def overwrite(path: Path, content: bytes) -> None:
             await store.replace(str(path.relative_to(bucket.folder)), content)
 
     asyncio.run(put())
+
+
+def left(data: Path, pattern: str) -> list[Path]:
+    """What there is under a pattern below the blobs: blobs, and folders, which of a bucket count only with blobs in them."""
+    found = list(blobs(data).glob(pattern))
+    return [path for path in found if not PRODUCTION or any(one.is_file() for one in (path, *path.rglob("*")))]
 
 
 def storage_options(path: str) -> dict[str, Any] | None:
