@@ -4,7 +4,7 @@ BIN = .venv/bin
 INSTALLED = .venv/.installed
 INSTALLED_DEV = .venv/.installed-dev
 
-.PHONY: help demo serve test services test-services check soak benchmarks clean
+.PHONY: help demo serve test services test-services test-production check soak benchmarks clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -33,8 +33,10 @@ test: $(INSTALLED_DEV) ## the whole suite; skips what needs a service
 services: .venv/bin/python ## fetch what test-services needs into .cache, once
 	@$(BIN)/python tests/services/fetch.py
 
-test-services: $(INSTALLED_DEV) ## the tests against real services, then those of servers over MongoDB and buckets
+test-services: $(INSTALLED_DEV) ## the tests against real services; a service that is not there is a failure
 	@AQ_DATA_SERVICES=required $(BIN)/python -m pytest -m services -n auto --dist worksteal
+
+test-production: $(INSTALLED_DEV) ## the tests of servers, clients and promises again, over MongoDB and buckets
 	@AQ_DATA_SERVICES=required AQ_DATA_DEPLOYMENT=production $(BIN)/python -m pytest -m 'not services' -n auto --dist worksteal \
 		tests/server tests/client tests/promises
 

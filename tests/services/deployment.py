@@ -2,7 +2,7 @@
 
 A deployment is known by its folder: whoever names the same folder, in this process or another, gets the same database and
 the same place in the same bucket, of Google's kind or of S3's, as the name of the folder decides.
-`AQ_DATA_DEPLOYMENT=production` chooses; `make test-services` runs the tests of servers, clients and promises on it.
+`AQ_DATA_DEPLOYMENT=production` chooses; `make test-production` runs the tests of servers, clients and promises on it.
 """
 
 from __future__ import annotations
