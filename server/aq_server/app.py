@@ -53,6 +53,7 @@ from aq_server.service.signals import Signals
 from aq_server.service.stores import StoreAdmin
 from aq_server.service.sweep_parts import SweepParts
 from aq_server.service.sweeps import Sweeps
+from aq_server.service.tasks import stop
 
 __all__ = ["DATABASE", "Application", "Stores", "build_app", "open_stores"]
 
@@ -124,9 +125,7 @@ def build_app(config: ServerConfig, stores: Stores, *, ask_for_tokens: bool) -> 
             yield
         finally:
             signals.stop()
-            for task in background:
-                task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
+            await stop(background)
             await folding.close()
             await draining.close()
             await health.close()

@@ -32,7 +32,7 @@ from aq_server.service.stores import StoreAdmin
 from aq_server.service.sweep_parts import SweepParts
 from forms import DATAFILES, new_id, save
 from litestar.testing import TestClient
-from services.deployment import deployed, lose_database
+from services.deployment import deployed, listed, lose_database, with_stores
 
 import aq_data
 from aq_data.errors import ConfigError, ConflictError, ForbiddenError, UnavailableError, ValidationError
@@ -85,21 +85,6 @@ def own(config):
 def client(own):
     with aq_data.connect(str(own.base_url)) as client:
         yield client
-
-
-def with_stores(config: ServerConfig, work):
-    async def main():
-        stores = open_stores(config)
-        try:
-            return await work(stores)
-        finally:
-            await stores.close()
-
-    return asyncio.run(main())
-
-
-async def listed(found) -> list:
-    return [entry async for entry in found]
 
 
 def files_below(folder: Path) -> list[Path]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
-from aq_server.app import open_stores
 from aq_server.commands.serving import running
 from aq_server.config import ServerConfig
 from aq_server.service import stores as stores_module
+from services.deployment import listed, with_stores
 
 import aq_data
 from aq_data.errors import ConflictError, ForbiddenError, ValidationError
@@ -37,21 +36,6 @@ def config(mongo, mongo_database, data, bucket) -> ServerConfig:
         mongo_database=mongo_database,
         store_roots={f"{bucket.url}*": bucket.options},
     )
-
-
-async def listed(found) -> list:
-    return [entry async for entry in found]
-
-
-def with_stores(config: ServerConfig, work):
-    async def main():
-        stores = open_stores(config)
-        try:
-            return await work(stores)
-        finally:
-            await stores.close()
-
-    return asyncio.run(main())
 
 
 def test_a_bucket_that_an_admin_adds_is_a_store_on_every_server(config, bucket):

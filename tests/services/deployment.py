@@ -13,7 +13,7 @@ import os
 import re
 import sqlite3
 import zlib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,6 +38,7 @@ __all__ = [
     "drop_row_of_sweeps",
     "environment",
     "left",
+    "listed",
     "lose_database",
     "opened",
     "overwrite",
@@ -222,11 +223,16 @@ def drop_row_of_sweeps(data: Path, seq: int) -> int:
     return rows_of_sweeps(data)
 
 
-def with_stores(data: Path, work: Callable[[Stores], Awaitable[T]]) -> T:
+async def listed(found: AsyncIterator[T]) -> list[T]:
+    """All of it."""
+    return [each async for each in found]
+
+
+def with_stores(at: Path | ServerConfig, work: Callable[[Stores], Awaitable[T]]) -> T:
     """What an operator's command does beside the servers of a deployment, or without one."""
 
     async def main() -> T:
-        stores = open_stores(deployed(data))
+        stores = open_stores(at if isinstance(at, ServerConfig) else deployed(at))
         try:
             return await work(stores)
         finally:

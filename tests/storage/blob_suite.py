@@ -58,10 +58,6 @@ class BlobStoreTests:
     keeps_targets = True
     """Whether a copy leaves what stands under its target, rather than putting the same bytes there once more."""
 
-    @pytest.fixture
-    def open_store(self) -> OpenStore:
-        raise NotImplementedError
-
     # --- writing and reading ---------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 64, 65, 200])

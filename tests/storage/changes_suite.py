@@ -54,10 +54,6 @@ class ChangesTests:
     holds_larger_ones = True
     """Than a whole list may take."""
 
-    @pytest.fixture
-    def open_store(self) -> OpenStore:
-        raise NotImplementedError
-
     def test_changes_are_listed_newest_first_as_they_were_given(self, open_store):
         async def body(store):
             revisions = await made(store, 5)

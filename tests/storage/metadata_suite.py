@@ -331,10 +331,6 @@ class MetadataStoreTests:
     """What a metadata store promises, whether or not it outlives its process."""
 
     @pytest.fixture
-    def open_store(self) -> OpenStore:
-        raise NotImplementedError
-
-    @pytest.fixture
     def plan(self) -> Callable[[], None]:
         """Chooses how the store answers the next question."""
         return lambda: None

@@ -103,10 +103,6 @@ async def everything(store: MetadataStore, plan: Plan) -> tuple[Any, ...]:
 class SweepLogTests:
     """What a sweep log promises."""
 
-    @pytest.fixture
-    def open_store(self) -> OpenStore:
-        raise NotImplementedError
-
     # --- opening ---------------------------------------------------------------------------------------------------
 
     def test_an_opened_sweep_is_a_record_and_an_empty_log(self, open_store):

@@ -5,15 +5,9 @@ from __future__ import annotations
 import pytest
 from changes_suite import DurableChangesTests
 
-from aq_data.storage.metadata.mongo import MongoStore
-
 
 @pytest.mark.services
 class TestMongo(DurableChangesTests):
     """One database, to which any number of stores may be open. A document of it has at most 16 MB."""
 
     holds_larger_ones = False
-
-    @pytest.fixture
-    def open_store(self, mongo, mongo_database):
-        return lambda name: MongoStore(mongo, mongo_database)

@@ -47,18 +47,6 @@ async def _never(*_):
     return False
 
 
-@pytest.fixture
-def open_store(mongo, mongo_database):
-    return lambda name: MongoStore(mongo, mongo_database)
-
-
-@pytest.fixture
-def behind(mongo, mongo_database):
-    """The database of `open_store("one")` without the store."""
-    with pymongo.MongoClient(mongo) as client:
-        yield client[mongo_database]
-
-
 # --- order, totals, size ---------------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import pymongo
 import pytest
 from metadata_suite import EVERYTHING, NOW, changed, record, within
 from services.cutting import CuttingProxy
@@ -39,13 +38,6 @@ def proxy(mongo):
 @pytest.fixture
 def open_store(proxy, mongo_database):
     return lambda name: MongoStore(proxy.url, mongo_database)
-
-
-@pytest.fixture
-def behind(mongo, mongo_database):
-    """The database of `open_store("one")` without the store."""
-    with pymongo.MongoClient(mongo) as client:
-        yield client[mongo_database]
 
 
 # --- lost answers ----------------------------------------------------------------------------------------------------------

@@ -4,28 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-import pymongo
 import pytest
 from metadata_suite import EVERYTHING, changed, record, within
 
 from aq_data.errors import ConflictError, UnavailableError
 from aq_data.models.query import parse_filter
 from aq_data.storage.metadata import _mongo_claims
-from aq_data.storage.metadata.mongo import MongoStore
 
 pytestmark = pytest.mark.services
-
-
-@pytest.fixture
-def open_store(mongo, mongo_database):
-    return lambda name: MongoStore(mongo, mongo_database)
-
-
-@pytest.fixture
-def behind(mongo, mongo_database):
-    """The database of `open_store("one")` without the store."""
-    with pymongo.MongoClient(mongo) as client:
-        yield client[mongo_database]
 
 
 def holders(behind, pid):

@@ -6,7 +6,6 @@ import base64
 import random
 
 import msgspec
-import pymongo
 import pytest
 from changes_suite import listed, next_of
 from metadata_suite import changed, record, within
@@ -20,23 +19,10 @@ from aq_data.models.query import parse_filter
 from aq_data.models.sweep import Ending
 from aq_data.storage.metadata import _mongo_parts, _mongo_records, _mongo_sweeps
 from aq_data.storage.metadata import mongo as mongo_store
-from aq_data.storage.metadata.mongo import MongoStore
 
 pytestmark = pytest.mark.services
 
 LIMIT = 16 << 20
-
-
-@pytest.fixture
-def open_store(mongo, mongo_database):
-    return lambda name: MongoStore(mongo, mongo_database)
-
-
-@pytest.fixture
-def behind(mongo, mongo_database):
-    """The database of `open_store("one")` without the store."""
-    with pymongo.MongoClient(mongo) as client:
-        yield client[mongo_database]
 
 
 def largest(behind):

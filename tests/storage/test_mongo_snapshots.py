@@ -9,7 +9,6 @@ import itertools
 import zlib
 
 import msgspec
-import pymongo
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,18 +61,6 @@ class TestEverythingShared(DurableMetadataStoreTests):
         if request.param == "judge":
             monkeypatch.setattr(_mongo_lookups, "MANY", 0)
         return lambda: None
-
-
-@pytest.fixture
-def open_store(mongo, mongo_database):
-    return lambda name: MongoStore(mongo, mongo_database)
-
-
-@pytest.fixture
-def behind(mongo, mongo_database):
-    """The database of `open_store("one")` without the store."""
-    with pymongo.MongoClient(mongo) as client:
-        yield client[mongo_database]
 
 
 # --- the same answers ----------------------------------------------------------------------------------------------------
@@ -243,6 +230,14 @@ def test_a_change_of_something_else_neither_claims_nor_puts_the_snapshot_again(o
     within(open_store, body)
 
 
+async def _about_to_have(store, shared, way):
+    """A record, to be inserted or to replace a small one, with a snapshot that no record has any more."""
+    first, small = record(instruments=shared), record()
+    await insert_all(store, [first, small])
+    await store.replace(changed(first, instruments={}), 1)
+    return record(instruments=shared) if way == "insert" else changed(small, instruments=shared)
+
+
 async def _left(store):
     return [left async for left in store.leftovers(0.0, True)]
 
@@ -255,10 +250,7 @@ def test_a_snapshot_that_a_record_comes_to_have_while_it_is_collected_stays(open
 
     async def body(store):
         other = open_store("one")
-        first, small = record(instruments=shared), record()
-        await insert_all(store, [first, small])
-        await store.replace(changed(first, instruments={}), 1)
-        fresh = record(instruments=shared) if way == "insert" else changed(small, instruments=shared)
+        fresh = await _about_to_have(store, shared, way)
 
         async def save():
             assert await (other.insert(fresh) if way == "insert" else other.replace(fresh, 1)) in (None, True)
@@ -315,10 +307,7 @@ def test_a_save_whose_snapshot_is_collected_under_it_puts_it_again(open_store, m
 
     async def body(store):
         other = open_store("one")
-        first, small = record(instruments=shared), record()
-        await insert_all(store, [first, small])
-        await store.replace(changed(first, instruments={}), 1)
-        fresh = record(instruments=shared) if way == "insert" else changed(small, instruments=shared)
+        fresh = await _about_to_have(store, shared, way)
         ran = []
         original = _mongo_snapshots.Snapshots.put
 

@@ -5,13 +5,7 @@ from __future__ import annotations
 import pytest
 from sweep_suite import DurableSweepLogTests
 
-from aq_data.storage.metadata.mongo import MongoStore
-
 
 @pytest.mark.services
 class TestMongo(DurableSweepLogTests):
     """One database, to which any number of stores may be open."""
-
-    @pytest.fixture
-    def open_store(self, mongo, mongo_database):
-        return lambda name: MongoStore(mongo, mongo_database)

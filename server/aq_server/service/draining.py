@@ -31,6 +31,7 @@ from aq_server.service.datafiles import write_newest_copy
 from aq_server.service.health import OK, Health
 from aq_server.service.saving import DISCARD_SECONDS, now
 from aq_server.service.signals import Signals
+from aq_server.service.tasks import stop
 
 __all__ = ["Draining"]
 
@@ -69,9 +70,7 @@ class Draining:
 
     async def close(self) -> None:
         """Stop, and remove what was left for readers; there are none any more."""
-        for task in list(self._draining.values()):
-            task.cancel()
-        await asyncio.gather(*self._draining.values(), return_exceptions=True)
+        await stop(self._draining.values())
         with suppress(TimeoutError):
             async with asyncio.timeout(DISCARD_SECONDS):
                 await self._remove_leftovers(float("inf"))
@@ -177,9 +176,7 @@ class Draining:
         try:
             await asyncio.gather(*lanes)
         finally:
-            for lane in lanes:
-                lane.cancel()
-            await asyncio.gather(*lanes, return_exceptions=True)
+            await stop(lanes)
 
 
 def _waits(record: Record, first: Record, name: str) -> bool:

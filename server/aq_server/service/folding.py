@@ -29,6 +29,7 @@ from aq_server.service.datafiles import write_newest_copy
 from aq_server.service.notices import Notices
 from aq_server.service.saving import now
 from aq_server.service.signals import Signals
+from aq_server.service.tasks import stop
 
 __all__ = ["Folding"]
 
@@ -128,9 +129,7 @@ class Folding:
 
     async def close(self) -> None:
         """Remove what was left for readers; there are none any more."""
-        for task in list(self._running.values()):
-            task.cancel()
-        await asyncio.gather(*self._running.values(), return_exceptions=True)
+        await stop(self._running.values())
         await self._notices.close()
         with suppress(AqDataError):
             await self._remove_leftovers(float("inf"))
@@ -179,9 +178,7 @@ class Folding:
         try:
             yield state
         finally:
-            renewing.cancel()
-            with suppress(asyncio.CancelledError, AqDataError):
-                await renewing
+            await stop([renewing])
             with suppress(AqDataError):
                 await log_.renew(id, state.token, 0.0)
 

@@ -15,6 +15,7 @@ from aq_data.errors import AqDataError
 from aq_data.models.structs import resolve
 from aq_data.storage.arrays.stores import ArrayStores
 from aq_data.storage.metadata.store import MetadataStore
+from aq_server.service.tasks import stop
 
 __all__ = ["OK", "Health", "Readiness"]
 
@@ -103,10 +104,7 @@ class Health:
 
     async def close(self) -> None:
         """Let go of probes that still run."""
-        running = [probe.running for probe in self._probes.values() if probe.running is not None]
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await stop(probe.running for probe in self._probes.values() if probe.running is not None)
 
 
 async def _run(probe: _Probe, check: Callable[[], Awaitable[None]]) -> None:

@@ -23,6 +23,7 @@ from aq_data.models.sweep import Plan, State
 from aq_data.models.values import parse_instant
 from aq_data.storage.metadata.store import MetadataStore
 from aq_server.service.saving import now
+from aq_server.service.tasks import stop
 
 __all__ = ["Notices", "sign"]
 
@@ -71,9 +72,7 @@ class Notices:
 
     async def close(self) -> None:
         """Stop; what was not told is told after the next start."""
-        for task in list(self._running.values()):
-            task.cancel()
-        await asyncio.gather(*self._running.values(), return_exceptions=True)
+        await stop(self._running.values())
 
     async def _tell_all(self, plan: Plan, state: State) -> None:
         try:
