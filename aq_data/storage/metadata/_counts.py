@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 from aq_data.storage.metadata._entries import Entries
+from aq_data.storage.metadata._rows import Postings
 
 __all__ = ["Counts"]
 
@@ -33,17 +34,18 @@ class Counts:
             self._data_version = version
             self._facets.clear()
 
-    def add(self, connection: sqlite3.Connection, rows: Counter[tuple[int, Any]], sign: int = 1) -> None:
-        """So many documents more, or less where `sign` is -1, have these terms; those of deleted ones do not count."""
-        paths: Counter[int] = Counter()
+    def add(self, connection: sqlite3.Connection, postings: Postings, sign: int = 1) -> None:
+        """Documents have these terms, or have them no more where `sign` is -1; those of deleted ones do not count."""
+        alive = {p: listed for p, listed in postings.items() if p > 0}
+        connection.executemany("UPDATE paths SET n=n+? WHERE p=?", [(sign * len(listed), p) for p, listed in alive.items()])
         facets: list[tuple[int, int, Any]] = []
-        for (p, v), n in rows.items():
-            if p > 0:
-                paths[p] += sign * n
-                if p in self._entries.counted and self._has_facets(connection, p, v):
-                    facets.append((sign * n, p, v))
-        connection.executemany("UPDATE paths SET n=n+? WHERE p=?", [(n, p) for p, n in paths.items()])
-        facets = [row for row in facets if self._facets[row[1]] is not None]  # a later row may have been one too many
+        for p in self._entries.counted & alive.keys():
+            known = self._known(connection, p)
+            if known is not None:
+                values = Counter(v for v, _ in alive[p])
+                known.update(values)
+                if self._are_counted(connection, p, len(known)):
+                    facets += [(sign * n, p, v) for v, n in values.items()]
         if sign > 0:
             connection.executemany(
                 "INSERT INTO facets (n, p, v) VALUES (?, ?, ?) ON CONFLICT (p, v) DO UPDATE SET n=n+excluded.n", facets
@@ -52,26 +54,25 @@ class Counts:
             connection.executemany("UPDATE facets SET n=n+? WHERE p=? AND v=?", facets)
             connection.executemany("DELETE FROM facets WHERE p=? AND v=? AND n<=0", [(p, v) for _, p, v in facets])
 
-    def _has_facets(self, connection: sqlite3.Connection, p: int, value: Any) -> bool:
-        """Whether the values of this path are counted one by one, also with this one."""
+    def _known(self, connection: sqlite3.Connection, p: int) -> set[Any] | None:
+        """The values of this path, which are counted one by one; None when there are too many."""
         if p not in self._facets:
             many = connection.execute("SELECT many FROM paths WHERE p=?", (p,)).fetchone()[0]
             rows = () if many else connection.execute("SELECT v FROM facets WHERE p=?", (p,)).fetchall()
             self._facets[p] = None if many else {row[0] for row in rows}
             if many:
                 self._entries.varied.add(p)
-        known = self._facets[p]
-        if known is None:
-            return False
-        known.add(value)
-        if len(known) > VARIED:
+        return self._facets[p]
+
+    def _are_counted(self, connection: sqlite3.Connection, p: int, values: int) -> bool:
+        """Whether so many values of a path are counted one by one."""
+        if values > VARIED:
             self._entries.varied.add(p)
-        if len(known) > FACETS:
+        if values > FACETS:
             connection.execute("UPDATE paths SET many=1 WHERE p=?", (p,))
             connection.execute("DELETE FROM facets WHERE p=?", (p,))
             self._facets[p] = None
-            return False
-        return True
+        return values <= FACETS
 
     def add_alive(self, connection: sqlite3.Connection, more: int) -> None:
         """So many documents more that are not deleted."""

@@ -36,7 +36,7 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Rows of `terms` and `facts`, each in order, with the number of the path and without a position."""
+    """Rows of `terms` and, in order, of `facts`, with the number of the path and without a position."""
 
     terms: list[tuple[int, Any]]
     facts: list[tuple[int, Any]]
@@ -105,13 +105,13 @@ class Entries:
         ordered = [self._ordered[p] for p, _ in rows if p in self._ordered]
         if len(set(ordered)) < len(ordered):
             self._note_multi(connection, Counter(ordered))
-        facts = [(p, 0) if p in self._wholes else (p, v) for p, v in rows]
-        listed = list(dict.fromkeys((p, 0) if p in self._objects else (p, v) for p, v in rows))
+        by_path: dict[int | None, Any] = dict(rows)
+        objects = self._objects & by_path.keys()
+        listed = [row for row in rows if row[0] not in objects] + [(p, 0) for p in objects]
         if is_deleted:
             listed = [(-p, v) for p, v in listed]
-        created = numbers.get(("created_at", "date"))
-        created_at = next((int(v) for p, v in rows if p == created), None)
-        return Entry(listed, facts, words, is_deleted, created_at)
+        facts = [(p, 0) if p in self._wholes else (p, v) for p, v in rows]
+        return Entry(listed, facts, words, is_deleted, by_path.get(numbers.get(("created_at", "date"))))
 
     def _number(self, connection: sqlite3.Connection, path: str, kind: str) -> None:
         inherited = "(SELECT coalesce(max(multi), 0) FROM paths WHERE path=?)"

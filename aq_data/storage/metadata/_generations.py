@@ -10,8 +10,11 @@ one transaction, so that every snapshot has it once.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
+from operator import itemgetter
 from typing import Any
+
+from aq_data.storage.metadata._rows import Postings, insert_rows
 
 __all__ = ["Generations"]
 
@@ -22,6 +25,7 @@ the more neighbours the more there are."""
 Row = tuple[int, Any, int]
 """Number of the path, negative where the document is deleted; value; position."""
 
+_VALUE = itemgetter(0)
 _BEGINNING: Row = (-(1 << 63), 0, 0)
 _ENDING: Row = ((1 << 63) - 1, 0, 0)
 _SIZE = "SELECT value FROM progress WHERE name='recent'"
@@ -36,17 +40,16 @@ class Generations:
         # Where the last stretch ended: all rows get their turn. Lost at no cost, hence not in the database.
         self._end: Row | None = None
 
-    def insert(self, connection: sqlite3.Connection, rows: Iterable[Row], varied: Collection[int]) -> None:
-        """Add rows that are not there, perhaps with repeats. `varied`: numbers of paths with many values."""
-        recent: list[Row] = []
-        settled: list[Row] = []
-        for row in rows:
-            (recent if abs(row[0]) in varied else settled).append(row)
-        for table, listed in (("settled_terms", settled), ("recent_terms", recent)):
-            listed.sort()  # pages in turn
-            done = connection.executemany(f"INSERT OR IGNORE INTO {table} (p, v, d) VALUES (?, ?, ?)", listed)
-        if recent:
-            connection.execute(_RESIZE, (done.rowcount,))
+    def insert(self, connection: sqlite3.Connection, postings: Postings, varied: Collection[int]) -> None:
+        """Add rows that are not there. `varied`: numbers of paths with many values."""
+        recent: list[Any] = []
+        settled: list[Any] = []
+        for p in sorted(postings):  # pages in turn
+            cells = recent if abs(p) in varied else settled
+            for v, d in sorted(postings[p], key=_VALUE):
+                cells += (p, v, d)
+        insert_rows(connection, "settled_terms", settled)
+        connection.execute(_RESIZE, (insert_rows(connection, "recent_terms", recent),))
 
     def delete(self, connection: sqlite3.Connection, rows: Collection[Row]) -> None:
         """Remove rows, wherever they are."""

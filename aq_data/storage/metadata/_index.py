@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-from collections import Counter
-from typing import Any
 
 from aq_data.storage.metadata._counts import Counts
 from aq_data.storage.metadata._entries import Entries, Entry, Stored
 from aq_data.storage.metadata._generations import Generations
+from aq_data.storage.metadata._rows import Postings, insert_rows, postings
 
 __all__ = ["BACKLOG", "TermIndex"]
 
@@ -76,15 +75,16 @@ class TermIndex:
             self._counts.note_disorder(connection)
         gone, come = set(old.terms) - set(new.terms), set(new.terms) - set(old.terms)
         self._generations.delete(connection, [(p, v, seq) for p, v in gone])
-        self._generations.insert(connection, [(p, v, seq) for p, v in come], self._entries.varied)
+        added = postings([(seq, come)])
+        self._generations.insert(connection, added, self._entries.varied)
         facts = set(old.facts), set(new.facts)
         connection.executemany("DELETE FROM facts WHERE d=? AND p=? AND v=?", [(seq, *row) for row in facts[0] - facts[1]])
-        self._insert_facts(connection, [(seq, *row) for row in facts[1] - facts[0]])
+        insert_rows(connection, "facts", [cell for row in facts[1] - facts[0] for cell in (seq, *row)])
         if (old.words, old.is_deleted) != (new.words, new.is_deleted):
             self._drop_words(connection, seq, old)
             self._insert_words(connection, [(seq, new)])
-        self._counts.add(connection, Counter(come))
-        self._counts.add(connection, Counter(gone), -1)
+        self._counts.add(connection, added)
+        self._counts.add(connection, postings([(seq, gone)]), -1)
         self._counts.add_alive(connection, old.is_deleted - new.is_deleted)
 
     # --- snapshots -----------------------------------------------------------------------------------------------------
@@ -108,17 +108,13 @@ class TermIndex:
 
     # --- rows ------------------------------------------------------------------------------------------------------------
 
-    def _insert(self, connection: sqlite3.Connection, entries: list[tuple[int, Entry]]) -> Counter[tuple[int, Any]]:
-        """Everything of entries that are not there; how many of them have each term."""
-        self._generations.insert(
-            connection, [(p, v, seq) for seq, entry in entries for p, v in entry.terms], self._entries.varied
-        )
-        self._insert_facts(connection, [(seq, p, v) for seq, entry in entries for p, v in entry.facts])
+    def _insert(self, connection: sqlite3.Connection, entries: list[tuple[int, Entry]]) -> Postings:
+        """Everything of entries that are not there; their terms."""
+        added = postings((seq, entry.terms) for seq, entry in entries)
+        self._generations.insert(connection, added, self._entries.varied)
+        insert_rows(connection, "facts", [cell for seq, entry in entries for p, v in entry.facts for cell in (seq, p, v)])
         self._insert_words(connection, entries)
-        return Counter(row for _, entry in entries for row in entry.terms)
-
-    def _insert_facts(self, connection: sqlite3.Connection, rows: list[tuple[int, int, Any]]) -> None:
-        connection.executemany("INSERT OR IGNORE INTO facts (d, p, v) VALUES (?, ?, ?)", rows)
+        return added
 
     def _insert_words(self, connection: sqlite3.Connection, entries: list[tuple[int, Entry]]) -> None:
         for table in ("words", "buried_words"):
