@@ -5,6 +5,7 @@ Values in SI units are rounded to 12 digits: the same quantity written in two un
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ MAX_UNIT = 40
 
 _ALIASES = ("@alias ohm = Ohm = Ohms", "@alias degree = Degrees = Degree = degs", "@alias magnetic_flux_quantum = Phi0 = Φ0")
 """Spellings that instruments use and pint does not know."""
+
+_PROBES = (-200.0, -30.0, 0.5, 7.0, 100.0)
+"""Where the formula for a logarithmic unit must agree with pint."""
 
 _NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(\S.*?)\s*", re.ASCII)
 _EXPONENT = re.compile(r"\*\*\s*(\()?[-+]?\d{1,2}(?:\.\d{1,3})?(?(1)\))(?!\s*\*\*|[\d.])")
@@ -108,12 +112,20 @@ def _converter(registry: Any, unit: Any) -> Callable[[float], float]:
             return convert(value)
 
     zero, one, two = convert(0.0), convert(1.0), convert(2.0)
-    if not abs(two - 2 * one + zero) <= 1e-9 * max(abs(two), abs(one), abs(zero)):
-        return lru_cache(4096)(lambda value: _rounded(silently, value))  # a logarithmic unit, such as dBm
-    slope = one - zero
-    if zero == 0.0:
-        return lambda value: _rounded(lambda x: x * one, value)
-    return lambda value: _rounded(lambda x: x * slope + zero, value)
+    if abs(two - 2 * one + zero) <= 1e-9 * max(abs(two), abs(one), abs(zero)):
+        slope = one - zero
+        if zero == 0.0:
+            return lambda value: _rounded(lambda x: x * one, value)
+        return lambda value: _rounded(lambda x: x * slope + zero, value)
+    growth = math.log(two / one) if one > 0.0 and two > 0.0 else 0.0
+
+    def grown(value: float) -> float:
+        return zero * math.exp(growth * value)
+
+    # A logarithmic unit, such as dBm; to ask pint takes longer than to find all other terms of a document.
+    if all(math.isclose(grown(x), convert(x), rel_tol=1e-13) for x in _PROBES):
+        return lambda value: _rounded(grown, value)
+    return lru_cache(4096)(lambda value: _rounded(silently, value))
 
 
 def _rounded(convert: Callable[[float], float], value: float) -> float:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aq_data.errors import ConflictError, QueryError, UnavailableError
@@ -608,6 +608,12 @@ class MetadataStoreTests:
 
         within(open_store, body, f"example {next(counter)}")
 
+    @example(
+        listed=[{"metadata": {}}],
+        later=[],
+        query={"$text": "power", "$or": [{"$text": "power"}, {"$text": "å"}]},
+        sort=SortKey("metadata.a", descending=False),
+    )
     @settings(max_examples=25)
     @given(
         listed=st.lists(documents, min_size=1, max_size=6), later=st.lists(documents, max_size=6), query=filters, sort=sorts

@@ -36,16 +36,16 @@ class Counts:
 
     def add(self, connection: sqlite3.Connection, postings: Postings, sign: int = 1) -> None:
         """Documents have these terms, or have them no more where `sign` is -1; those of deleted ones do not count."""
-        alive = {p: listed for p, listed in postings.items() if p > 0}
-        connection.executemany("UPDATE paths SET n=n+? WHERE p=?", [(sign * len(listed), p) for p, listed in alive.items()])
+        alive = {p: values for p, (values, _) in postings.items() if p > 0}
+        connection.executemany("UPDATE paths SET n=n+? WHERE p=?", [(sign * len(values), p) for p, values in alive.items()])
         facets: list[tuple[int, int, Any]] = []
         for p in self._entries.counted & alive.keys():
             known = self._known(connection, p)
             if known is not None:
-                values = Counter(v for v, _ in alive[p])
-                known.update(values)
+                counts = Counter(alive[p])
+                known.update(counts)
                 if self._are_counted(connection, p, len(known)):
-                    facets += [(sign * n, p, v) for v, n in values.items()]
+                    facets += [(sign * n, p, v) for v, n in counts.items()]
         if sign > 0:
             connection.executemany(
                 "INSERT INTO facets (n, p, v) VALUES (?, ?, ?) ON CONFLICT (p, v) DO UPDATE SET n=n+excluded.n", facets

@@ -44,6 +44,12 @@ class Entry:
     is_deleted: bool
     created_at: int | None = None
 
+    def beyond(self, other: Entry) -> Entry:
+        """What this has and the other has not; words are one whole, and stand elsewhere when they are deleted."""
+        terms, facts = set(self.terms) - set(other.terms), set(self.facts) - set(other.facts)
+        is_same = (self.words, self.is_deleted) == (other.words, other.is_deleted)
+        return Entry([*terms], sorted(facts), "" if is_same else self.words, self.is_deleted)
+
 
 class Entries:
     """Makes entries for one writer, numbering paths in its transaction.

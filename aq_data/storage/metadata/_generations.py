@@ -46,7 +46,7 @@ class Generations:
         settled: list[Any] = []
         for p in sorted(postings):  # pages in turn
             cells = recent if abs(p) in varied else settled
-            for v, d in sorted(postings[p], key=_VALUE):
+            for v, d in sorted(zip(*postings[p], strict=True), key=_VALUE):
                 cells += (p, v, d)
         insert_rows(connection, "settled_terms", settled)
         connection.execute(_RESIZE, (insert_rows(connection, "recent_terms", recent),))

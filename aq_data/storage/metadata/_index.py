@@ -7,7 +7,7 @@ import sqlite3
 from aq_data.storage.metadata._counts import Counts
 from aq_data.storage.metadata._entries import Entries, Entry, Stored
 from aq_data.storage.metadata._generations import Generations
-from aq_data.storage.metadata._rows import Postings, insert_rows, postings
+from aq_data.storage.metadata._rows import Postings, Rows, insert_rows, table_of_words
 
 __all__ = ["BACKLOG", "TermIndex"]
 
@@ -50,10 +50,13 @@ class TermIndex:
         self._counts.refresh(connection)
         for snapshot in sorted({record[3] for record in records if record[3] is not None}):
             self._add_snapshot(connection, snapshot)
-        entries = [(seq, self._entries.of_document(connection, seq, Stored(*stored))) for seq, *stored in records]
-        self._counts.add(connection, self._insert(connection, entries))
-        self._counts.add_alive(connection, sum(not entry.is_deleted for _, entry in entries))
-        self._counts.note_order(connection, [entry.created_at for _, entry in entries])
+        rows = Rows()
+        for seq, *stored in records:
+            rows.add(seq, self._entries.of_document(connection, seq, Stored(*stored)))
+        self._insert(connection, rows)
+        self._counts.add(connection, rows.terms)
+        self._counts.add_alive(connection, rows.alive)
+        self._counts.note_order(connection, rows.created)
         self._generations.settle(connection)
         connection.execute("UPDATE progress SET value=? WHERE name='indexed'", (records[-1][0],))
         return int(records[-1][0])
@@ -73,18 +76,17 @@ class TermIndex:
         new = self._entries.of_document(connection, seq, after)
         if old.created_at != new.created_at:
             self._counts.note_disorder(connection)
-        gone, come = set(old.terms) - set(new.terms), set(new.terms) - set(old.terms)
-        self._generations.delete(connection, [(p, v, seq) for p, v in gone])
-        added = postings([(seq, come)])
-        self._generations.insert(connection, added, self._entries.varied)
-        facts = set(old.facts), set(new.facts)
-        connection.executemany("DELETE FROM facts WHERE d=? AND p=? AND v=?", [(seq, *row) for row in facts[0] - facts[1]])
-        insert_rows(connection, "facts", [cell for row in facts[1] - facts[0] for cell in (seq, *row)])
-        if (old.words, old.is_deleted) != (new.words, new.is_deleted):
-            self._drop_words(connection, seq, old)
-            self._insert_words(connection, [(seq, new)])
-        self._counts.add(connection, added)
-        self._counts.add(connection, postings([(seq, gone)]), -1)
+        gone, come = old.beyond(new), new.beyond(old)
+        self._generations.delete(connection, [(p, v, seq) for p, v in gone.terms])
+        connection.executemany("DELETE FROM facts WHERE d=? AND p=? AND v=?", [(seq, *row) for row in gone.facts])
+        self._drop_words(connection, seq, gone)
+        rows = Rows()
+        rows.add(seq, come)
+        self._insert(connection, rows)
+        self._counts.add(connection, rows.terms)
+        lost = Postings()
+        lost.add(seq, gone.terms)
+        self._counts.add(connection, lost, -1)
         self._counts.add_alive(connection, old.is_deleted - new.is_deleted)
 
     # --- snapshots -----------------------------------------------------------------------------------------------------
@@ -93,7 +95,9 @@ class TermIndex:
         """Index a snapshot unless it is. Nothing of it is counted: how many documents have it changes."""
         if not self._has_snapshot(connection, snapshot):
             content = connection.execute("SELECT content FROM snapshots WHERE snapshot=?", (snapshot,)).fetchone()[0]
-            self._insert(connection, [(-snapshot, self._entries.of_snapshot(connection, snapshot, content))])
+            rows = Rows()
+            rows.add(-snapshot, self._entries.of_snapshot(connection, snapshot, content))
+            self._insert(connection, rows)
 
     def remove_snapshot(self, connection: sqlite3.Connection, snapshot: int, content: bytes) -> None:
         """Forget a snapshot that no record refers to any more."""
@@ -108,29 +112,24 @@ class TermIndex:
 
     # --- rows ------------------------------------------------------------------------------------------------------------
 
-    def _insert(self, connection: sqlite3.Connection, entries: list[tuple[int, Entry]]) -> Postings:
-        """Everything of entries that are not there; their terms."""
-        added = postings((seq, entry.terms) for seq, entry in entries)
-        self._generations.insert(connection, added, self._entries.varied)
-        insert_rows(connection, "facts", [cell for seq, entry in entries for p, v in entry.facts for cell in (seq, p, v)])
-        self._insert_words(connection, entries)
-        return added
+    def _insert(self, connection: sqlite3.Connection, rows: Rows) -> None:
+        """Everything of documents that are not there."""
+        self._generations.insert(connection, rows.terms, self._entries.varied)
+        insert_rows(connection, "facts", rows.facts)
+        self._insert_words(connection, rows)
 
-    def _insert_words(self, connection: sqlite3.Connection, entries: list[tuple[int, Entry]]) -> None:
-        for table in ("words", "buried_words"):
-            rows = [(seq, entry.words) for seq, entry in entries if entry.words and _table_of_words(entry) == table]
-            connection.executemany(f"INSERT INTO {table} (rowid, text) VALUES (?, ?)", rows)
-        fresh = {word for _, entry in entries for word in entry.words.split()} - self._vocabulary
+    def _insert_words(self, connection: sqlite3.Connection, rows: Rows) -> None:
+        fresh: set[str] = set()
+        for table, listed in rows.words.items():
+            connection.executemany(f"INSERT INTO {table} (rowid, text) VALUES (?, ?)", listed)
+            fresh.update(word for _, words in listed for word in words.split())
+        fresh -= self._vocabulary
         connection.executemany("INSERT OR IGNORE INTO vocabulary VALUES (?)", [(word,) for word in sorted(fresh)])
         self._vocabulary = self._vocabulary | fresh if len(self._vocabulary) < KNOWN_WORDS else fresh
 
     def _drop_words(self, connection: sqlite3.Connection, position: int, entry: Entry) -> None:
         if entry.words:
-            table = _table_of_words(entry)
+            table = table_of_words(entry)
             connection.execute(
                 f"INSERT INTO {table} ({table}, rowid, text) VALUES ('delete', ?, ?)", (position, entry.words)
             )
-
-
-def _table_of_words(entry: Entry) -> str:
-    return "buried_words" if entry.is_deleted else "words"

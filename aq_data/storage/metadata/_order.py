@@ -133,13 +133,15 @@ class Order:
             lead, rest = Statement(sql, (*few.parameters, *bound.parameters)), ()
         if lead is None or disorder > DISORDER:
             return None
-        found = self._compiler.those(Statement(f"{lead.sql} LIMIT {BUDGET}", lead.parameters), rest)
         after = f"WHERE (v, d) {sign} (?, ?)" if start is not None else ""
-        dated = f"SELECT c.d AS d, (SELECT v FROM facts WHERE d=c.d AND p={created.p}) AS v FROM ({found.sql}) c"
-        parameters = (*found.parameters, *((start.key[1], start.tie) if start is not None else ()))
+        more = (start.key[1], start.tie) if start is not None else ()
         wanted = 2 * limit
         while wanted <= BUDGET:
-            looked = fetch(self._connection, Statement(f"SELECT v, d FROM ({dated}) {after} LIMIT {wanted}", parameters))
+            most = BUDGET if rest or after else wanted  # the first few of many are found without putting all in order
+            found = self._compiler.those(Statement(f"{lead.sql} LIMIT {most}", lead.parameters), rest)
+            dated = f"SELECT c.d AS d, (SELECT v FROM facts WHERE d=c.d AND p={created.p}) AS v FROM ({found.sql}) c"
+            sql = f"SELECT v, d FROM ({dated}) {after} LIMIT {wanted}"
+            looked = fetch(self._connection, Statement(sql, (*found.parameters, *more)))
             if len(looked) < wanted:
                 return None  # few are left, or the budget is spent: sorting or walking tells which
             best = sorted(looked, reverse=sort.descending)[:limit]

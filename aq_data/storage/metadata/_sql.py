@@ -59,6 +59,10 @@ class Group:
         return ",".join("?" * len(self.values))
 
 
+_ROWID = "+rowid AS d"
+"""Of a table of words. Without the sign SQLite may ask FTS5 for `d IN (…) OR d IN (…)` without the word, which it cannot."""
+
+
 class Compiler:
     """Compiles nodes for one question. `hand` keeps a node for the functions of `_functions` and numbers it.
 
@@ -264,13 +268,13 @@ class Compiler:
         )
         for table in self._tables_of_words:
             has_not = f"NOT {self._test_snapshot(word, f'{table}.rowid').sql}"
-            sql += f" UNION ALL SELECT rowid AS d FROM {table} WHERE {table} MATCH ? AND rowid>0 AND {has_not}"
+            sql += f" UNION ALL SELECT {_ROWID} FROM {table} WHERE {table} MATCH ? AND rowid>0 AND {has_not}"
         return Statement(sql, (self._catalog.matching((word,)),) * (1 + 2 * len(self._tables_of_words)))
 
     def _listed(self, words: tuple[str, ...]) -> Statement:
         """Documents that have all words themselves."""
         tables = self._tables_of_words
-        each = " UNION ALL ".join(f"SELECT rowid AS d FROM {table} WHERE {table} MATCH ? AND rowid>0" for table in tables)
+        each = " UNION ALL ".join(f"SELECT {_ROWID} FROM {table} WHERE {table} MATCH ? AND rowid>0" for table in tables)
         return Statement(each, (self._catalog.matching(words),) * len(tables))
 
     @property
