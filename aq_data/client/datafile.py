@@ -17,8 +17,10 @@ from aq_data.client.outgoing import outgoing_files
 from aq_data.client.progress import progress
 from aq_data.client.tables import table_of, table_pieces
 from aq_data.errors import ConflictError, CorruptionError, NotFoundError, UnavailableError
+from aq_data.models.query import looked_for, parse_filter
 from aq_data.models.structs import resolve
 from aq_data.models.values import from_tagged
+from aq_data.models.words import highlights
 from aq_data.wire.codec import CSV, NDJSON
 from aq_data.wire.routes import SEARCH, datafile_path, file_path
 
@@ -247,7 +249,6 @@ class _Page(msgspec.Struct):
     total: int
     total_is_exact: bool
     cursor: str | None
-    highlights: list[list[dict[str, Any]]] | None = None
 
 
 class Hits(Sequence[DataFile]):
@@ -272,8 +273,6 @@ class Hits(Sequence[DataFile]):
         wanted = PAGE if self._limit is None else min(PAGE, self._limit - len(self._files))
         page: _Page = self._http.json("POST", SEARCH, {**self._question, "limit": wanted}, type=_Page)
         self._files += [DataFile(self._http, document, self._source) for document in page.items]
-        for shown in page.highlights or [[]] * len(page.items):
-            self._highlights.append([Highlight(one["path"], one["text"], tuple(map(tuple, one["spans"]))) for one in shown])
         self._question["cursor"] = page.cursor
         return page
 
@@ -289,8 +288,12 @@ class Hits(Sequence[DataFile]):
     @property
     def highlights(self) -> list[list[Highlight]]:
         """For each hit where its words stand, at most five places; empty lists where no words were looked for."""
-        self._all()
-        return self._highlights
+        files = self._all()
+        words = looked_for(parse_filter(self._question["filter"], self._question["text"]))
+        for file in files[len(self._highlights) :] if words else ():
+            shown = highlights(file.to_json(), words)
+            self._highlights.append([Highlight(one["path"], one["text"], tuple(map(tuple, one["spans"]))) for one in shown])
+        return self._highlights if words else [[] for _ in files]
 
     @property
     def cursor(self) -> str | None:

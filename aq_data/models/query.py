@@ -40,6 +40,7 @@ __all__ = [
     "Not",
     "Words",
     "check_dimension",
+    "looked_for",
     "nodes_of",
     "parse_filter",
 ]
@@ -116,9 +117,18 @@ class Not:
 Node = Compare | Exists | Match | Element | Words | All | AnyOf | Not
 
 
-def parse_filter(query: Any) -> Node:
-    """The tree of a filter in JSON form; QueryError names the operator or the path that is wrong."""
-    return _Parser().filter(query, 0)
+def parse_filter(query: Any, text: str | None = None) -> Node:
+    """The tree of a filter in JSON form, and of words that are looked for besides.
+
+    QueryError names the operator or the path that is wrong.
+    """
+    node = _Parser().filter(query, 0)
+    return node if text is None else All((node, Words(parse_words(text))))
+
+
+def looked_for(node: Node) -> tuple[str, ...]:
+    """The words that are looked for anywhere in a filter, each once."""
+    return tuple(dict.fromkeys(word for one in nodes_of(node) if isinstance(one, Words) for word in one.words))
 
 
 def nodes_of(node: Node) -> Iterator[Node]:

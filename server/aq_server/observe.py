@@ -14,7 +14,7 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from aq_data.wire.routes import API, SERVER_NAME
+from aq_data.wire.routes import API, SEARCH, SERVER_NAME
 
 __all__ = ["Observer", "configure_logging"]
 
@@ -112,7 +112,8 @@ class Observer:
             self._seconds.labels(method, route).observe(elapsed)
             fields = {"request_id": request_id, "method": method, "path": scope["path"], "status": status}
             # Reads come by the thousand; what changed something, and what failed, is told at the default level.
-            is_told = status >= 400 or scope.get("method") not in ("GET", "OPTIONS")
+            is_read = scope.get("method") in ("GET", "OPTIONS") or scope["path"].startswith(SEARCH)
+            is_told = status >= 400 or not is_read
             log.log(
                 logging.INFO if is_told else logging.DEBUG,
                 "request",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import httpx
 import pytest
 from aq_server.__main__ import main
 
+import aq_data
 from aq_data.errors import QueryError
 
 
@@ -42,6 +44,25 @@ def test_highlights_show_where_the_words_stand(client, files):
     (other,) = client.search(text="mixing oxf").highlights
     assert [place.path for place in other] == ["instruments.oxford", "instruments.oxford.settings.mixing_chamber"]
     assert client.search({"name": "T2 echo"}).highlights == [[]]
+
+
+def test_over_http_highlights_come_when_they_are_asked_for(files, server):
+    """The same as in Python, whatever fields are wanted."""
+
+    def ask(**more):
+        answer = httpx.post(f"{server}/api/v1/search", json={"text": "reson flux", "sort": "created_at", **more})
+        assert answer.status_code == 200
+        return answer.json()
+
+    assert "highlights" not in ask()
+    shown = ask(highlights=True)["highlights"]
+    assert [[place["path"] for place in one] for one in shown] == [["name", "comment"]]
+    assert ask(highlights=True, fields=["id"])["highlights"] == shown
+    assert ask(highlights=True, text=None)["highlights"] == [[], [], []]
+    with aq_data.connect(server) as client:
+        assert [[list(place) for place in one] for one in client.search(text="reson flux").highlights] == [
+            [[place["path"], place["text"], tuple(map(tuple, place["spans"]))] for place in one] for one in shown
+        ]
 
 
 def test_highlights_go_with_their_hits_on_every_page(client):

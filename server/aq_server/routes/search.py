@@ -24,7 +24,7 @@ __all__ = ["SearchRoutes"]
 
 _REQUEST = json_object(
     "`filter` (MongoDB form), `text`, `sort` (a path, `-` before it: descending), `limit`, `cursor`, `fields`, "
-    "`include_deleted`.",
+    "`include_deleted`, `highlights`.",
     example={"filter": {"chip": "C7", "measured_at": {"$gte": "2026-01-01"}}, "sort": "-created_at", "limit": 100},
 )
 
@@ -66,7 +66,7 @@ class SearchRoutes(Controller):
             body={JSON: _REQUEST},
             success={
                 200: (
-                    "`items`, `total`, `total_is_exact`, `cursor`, `highlights` of words; or a table.",
+                    "`items`, `total`, `total_is_exact`, `cursor`, `highlights` if asked for; or a table.",
                     {JSON: json_object("One page."), **dict.fromkeys((NDJSON, CSV, ARROW), BINARY)},
                 )
             },

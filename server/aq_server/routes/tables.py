@@ -7,7 +7,7 @@ import csv
 import io
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -26,6 +26,7 @@ HELD_BYTES = 8 << 20
 """Rows of an Arrow table that wait in memory until their types are known; more wait in a temporary file."""
 
 
+@lru_cache
 def choose_table(accept: str) -> str:
     """The media type of an answer to a search: JSON unless another is preferred."""
     possible = [JSON, NDJSON, CSV, *([ARROW] if find_spec("pyarrow") else [])]

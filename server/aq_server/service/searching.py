@@ -10,9 +10,9 @@ import msgspec
 from aq_data.errors import QueryError
 from aq_data.models.columns import field_segments, projected
 from aq_data.models.paths import parse_path, parse_sort
-from aq_data.models.query import All, Node, Words, nodes_of, parse_filter
+from aq_data.models.query import looked_for, parse_filter
 from aq_data.models.structs import resolve
-from aq_data.models.words import highlights, parse_words
+from aq_data.models.words import highlights
 from aq_data.storage.metadata.store import MetadataStore, Page
 from aq_server.service.growing import Growing
 
@@ -29,7 +29,7 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A search. `fields` are dotted paths to keep of each document (`id` always is); without them documents are whole.
 
     Without a `limit` a page has `PAGE` documents, and a table every match. `text` has to be found besides the filter, as
-    `$text` in it has.
+    `$text` in it has. With `highlights` the answer says where the words stand.
     """
 
     filter: dict[str, Any] = {}
@@ -39,10 +39,11 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cursor: str | None = None
     fields: list[str] | None = None
     include_deleted: bool = False
+    highlights: bool = False
 
 
 class Found(Page, frozen=True):
-    """A page. Where words were looked for, `highlights` shows them: a list for each document (`models.words`)."""
+    """A page. `highlights`, if asked for: for each document where the words stand (`models.words`)."""
 
     highlights: list[list[dict[str, Any]]] | None = None
 
@@ -60,12 +61,11 @@ class Searching:
             raise QueryError(f"limit is 0 to {MAX_LIMIT}, not {limit}; use the cursor for more")
         if request.fields is not None and len(request.fields) > MAX_FIELDS:
             raise QueryError(f"`fields` are at most {MAX_FIELDS} paths, not {len(request.fields)}")
-        node = _parsed(request.filter, request.text)
+        node = parse_filter(request.filter, request.text)
         page = await self._metadata.search(node, parse_sort(request.sort), limit, request.cursor, request.include_deleted)
         documents = await self._presented(page.documents)
-        words = tuple(dict.fromkeys(word for one in nodes_of(node) if isinstance(one, Words) for word in one.words))
         # A page of large documents would keep everybody else waiting.
-        shown = await asyncio.to_thread(_highlights, documents, words) if words else None
+        shown = await asyncio.to_thread(_highlights, documents, looked_for(node)) if request.highlights else None
         if request.fields is not None:
             documents = await asyncio.to_thread(_projected, documents, [field_segments(field) for field in request.fields])
         return Found(documents, page.total, page.total_is_exact, page.cursor, shown)
@@ -76,13 +76,13 @@ class Searching:
         return [msgspec.Raw(document) for document in found]
 
     async def count(self, filter: dict[str, Any], text: str | None) -> int:
-        return await self._metadata.count(_parsed(filter, text))
+        return await self._metadata.count(parse_filter(filter, text))
 
     async def distinct(self, field: str, filter: dict[str, Any], text: str | None, limit: int) -> list[tuple[object, int]]:
         """Values at one path with the number of documents of each, most frequent first."""
         if not 1 <= limit <= MAX_LIMIT:
             raise QueryError(f"limit is 1 to {MAX_LIMIT}, not {limit}")
-        return await self._metadata.distinct(parse_path(field), _parsed(filter, text), limit)
+        return await self._metadata.distinct(parse_path(field), parse_filter(filter, text), limit)
 
 
 def _highlights(documents: list[msgspec.Raw], words: tuple[str, ...]) -> list[list[dict[str, Any]]]:
@@ -91,11 +91,6 @@ def _highlights(documents: list[msgspec.Raw], words: tuple[str, ...]) -> list[li
 
 def _projected(documents: list[msgspec.Raw], paths: list[list[str]]) -> list[msgspec.Raw]:
     return [msgspec.Raw(msgspec.json.encode(projected(msgspec.json.decode(document), paths))) for document in documents]
-
-
-def _parsed(filter: dict[str, Any], text: str | None) -> Node:
-    node = parse_filter(filter)
-    return node if text is None else All((node, Words(parse_words(text))))
 
 
 resolve(SearchRequest, Found)
