@@ -9,6 +9,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
+import pymongo
+
 from aq_data.storage.metadata._mongo_records import SCHEMA_VERSION as MONGO_SCHEMA
 from aq_data.storage.metadata.mongo import MongoStore
 from aq_data.storage.metadata.sqlite import SqliteStore
@@ -83,6 +85,7 @@ def _mongo(documents: int, cache: Path) -> Iterator[Asker]:
     folder.mkdir(parents=True, exist_ok=True)
     engine = Engine(folder.absolute())
     try:
+        _give_memory(engine.url)
         fill_mongo(engine.url, "catalogue", documents)
         with asyncio.Runner() as loop:
             store = MongoStore(engine.url, "catalogue")
@@ -93,6 +96,13 @@ def _mongo(documents: int, cache: Path) -> Iterator[Asker]:
                 loop.run(store.close())
     finally:
         engine.kill()
+
+
+def _give_memory(url: str) -> None:
+    """As much of this machine's as a server of MongoDB takes by itself; the engine of the tests begins with 256 MB."""
+    with pymongo.MongoClient(url) as client:
+        client.admin.command("setParameter", 1, wiredTigerEngineRuntimeConfig="cache_size=10G")
+        client.admin.command("setParameter", 1, maxIndexBuildMemoryUsageMegabytes=2000)
 
 
 @contextmanager
