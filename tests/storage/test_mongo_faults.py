@@ -14,7 +14,7 @@ from aq_data.errors import AqDataError, ConflictError, CorruptionError, NotFound
 from aq_data.models.datafile import SweepInfo
 from aq_data.models.query import parse_filter
 from aq_data.models.sweep import Block, Ending, Piece, place
-from aq_data.storage.metadata import mongo as mongo_store
+from aq_data.storage.metadata import _mongo_tries
 from aq_data.storage.metadata.mongo import MongoStore
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.store import Token
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.services
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch):
-    monkeypatch.setattr(mongo_store, "PAUSE", 0.01)
+    monkeypatch.setattr(_mongo_tries, "PAUSE", 0.01)
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_replace_without_an_answer_takes_effect_once(open_store, proxy, is_req
 
 def test_a_replace_whose_effect_cannot_be_told_says_so(open_store, proxy, behind, monkeypatch):
     """Somebody went on over it meanwhile: neither yes nor no would be true for certain."""
-    monkeypatch.setattr(mongo_store, "PAUSE", 0.3)
+    monkeypatch.setattr(_mongo_tries, "PAUSE", 0.3)
 
     async def body(store):
         one = record()

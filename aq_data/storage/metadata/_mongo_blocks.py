@@ -5,7 +5,7 @@ Only `_id` is indexed, and a sweep's blocks lie together in it. `by` is the mark
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -14,6 +14,7 @@ from pymongo.errors import BulkWriteError
 
 from aq_data.models.datafile import DataFileId
 from aq_data.models.sweep import Plan
+from aq_data.storage.metadata._mongo_tries import again
 from aq_data.storage.metadata.sweeplog import Row
 
 __all__ = ["Blocks", "Fields", "position_of"]
@@ -29,8 +30,6 @@ class Database(Protocol):
     """What the blocks need of the store."""
 
     async def collection(self, name: str) -> AsyncCollection[Fields]: ...
-
-    async def again(self, write: Callable[[], Awaitable[T]]) -> T: ...
 
 
 class Blocks:
@@ -65,7 +64,7 @@ class Blocks:
                 return await blocks.count_documents(mine) == len(documents)
             return True
 
-        is_put = await self._database.again(attempt)
+        is_put = await again(attempt)
         if not is_put:
             await self.remove(plan, rows[0].placed.seq - 1, marks=[mark])
         return is_put
@@ -110,7 +109,7 @@ class Blocks:
 
     async def _remove(self, where: Fields) -> None:
         blocks = await self._database.collection("blocks")
-        await self._database.again(lambda: blocks.delete_many(where))
+        await again(lambda: blocks.delete_many(where))
 
 
 def position_of(row: Fields) -> int:

@@ -12,7 +12,6 @@ and each names its shard key.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
 from pymongo.asynchronous.collection import AsyncCollection
@@ -22,6 +21,7 @@ from aq_data.errors import ConflictError, UnavailableError
 from aq_data.models.datafile import DataFileId
 from aq_data.storage.metadata._mongo_records import Stored, make_mark, pid_key
 from aq_data.storage.metadata._mongo_snapshots import Snapshots
+from aq_data.storage.metadata._mongo_tries import again
 
 __all__ = ["Claims"]
 
@@ -35,8 +35,6 @@ class Database(Protocol):
     """What the claims need of the store."""
 
     async def collection(self, name: str) -> AsyncCollection[Row]: ...
-
-    async def again(self, write: Callable[[], Awaitable[T]]) -> T: ...
 
     async def mark(self, id: DataFileId, change: Row) -> None: ...
 
@@ -65,7 +63,7 @@ class Claims:
         for _ in range(TRIES):
             try:
                 # Its own, or nobody's: now it is known to be claimed anew.
-                await self._database.again(lambda: pids.update_one({"_id": key, "id": id}, claim, upsert=True))
+                await again(lambda: pids.update_one({"_id": key, "id": id}, claim, upsert=True))
                 return
             except DuplicateKeyError:
                 found = await pids.find_one({"_id": key})
@@ -77,6 +75,6 @@ class Claims:
                 raise ConflictError(f"the pid {pid[:80]!r} is that of another DataFile; choose another", code="id_taken")
             taken = {"$set": {"id": id, "by": mark}}
             seen = {"_id": key, "by": found["by"]}
-            if (await self._database.again(lambda: pids.update_one(seen, taken))).matched_count:  # noqa: B023
+            if (await again(lambda: pids.update_one(seen, taken))).matched_count:  # noqa: B023
                 return
         raise UnavailableError(f"the pid {pid[:80]!r} is claimed by many at once; try again")

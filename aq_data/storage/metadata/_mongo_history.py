@@ -6,7 +6,6 @@ was true, and nothing is missing behind the record.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -15,6 +14,7 @@ from pymongo.asynchronous.collection import AsyncCollection
 from aq_data.models.datafile import DataFileId
 from aq_data.models.history import Change
 from aq_data.storage.metadata._mongo_parts import Parts
+from aq_data.storage.metadata._mongo_tries import again
 from aq_data.storage.metadata.store import CHANGES_BYTES
 
 __all__ = ["Changes"]
@@ -27,8 +27,6 @@ class Database(Protocol):
     """What the history needs of the store."""
 
     async def collection(self, name: str) -> AsyncCollection[Row]: ...
-
-    async def again(self, write: Callable[[], Awaitable[T]]) -> T: ...
 
 
 class Changes:
@@ -43,7 +41,7 @@ class Changes:
         if kept:
             changes = await self._database.collection("changes")
             key, change = _key(id, revision), {"$setOnInsert": kept}
-            await self._database.again(lambda: changes.update_one({"_id": key}, change, upsert=True))
+            await again(lambda: changes.update_one({"_id": key}, change, upsert=True))
 
     async def listed(self, id: DataFileId, limit: int, before: int | None) -> list[Change]:
         """`MetadataStore.changes`."""

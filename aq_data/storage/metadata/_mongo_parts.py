@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pymongo.asynchronous.collection import AsyncCollection
 
 from aq_data.errors import CorruptionError
 from aq_data.models.datafile import DataFileId
+from aq_data.storage.metadata._mongo_tries import again
 
 __all__ = ["APART_BYTES", "Parts", "Place"]
 
@@ -49,8 +50,6 @@ class Database(Protocol):
 
     async def collection(self, name: str) -> AsyncCollection[Row]: ...
 
-    async def again(self, write: Callable[[], Awaitable[T]]) -> T: ...
-
     async def mark(self, id: DataFileId, change: Row) -> None: ...
 
 
@@ -70,7 +69,7 @@ class Parts:
         ]
 
         for row in rows:
-            await self._database.again(lambda: parts.replace_one({"_id": row["_id"]}, row, upsert=True))  # noqa: B023
+            await again(lambda: parts.replace_one({"_id": row["_id"]}, row, upsert=True))  # noqa: B023
         return {"key": key, **{name: len(value) for name, value in values.items()}}
 
     async def read(self, id: DataFileId, apart: Row, name: str) -> bytes:
@@ -90,7 +89,7 @@ class Parts:
     async def remove(self, place: Place) -> None:
         """Remove what no document names, nor ever will."""
         parts = await self._database.collection("parts")
-        await self._database.again(lambda: parts.delete_many({"_id": place.range}))
+        await again(lambda: parts.delete_many({"_id": place.range}))
 
     async def leftovers(self, older_than: float, delete: bool) -> AsyncIterator[tuple[Place, int, float]]:
         """What no document names, with its size and its age in seconds; with `delete` it is barred and removed."""

@@ -19,7 +19,8 @@ import asyncio
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import bson
@@ -44,6 +45,7 @@ from aq_data.storage.metadata._mongo_records import (
     found_by,
     make_mark,
 )
+from aq_data.storage.metadata._mongo_tries import again
 
 __all__ = ["Snapshots"]
 
@@ -63,8 +65,6 @@ class Database(Protocol):
     """What the snapshots need of the store."""
 
     async def collection(self, name: str) -> AsyncCollection[Row]: ...
-
-    async def again(self, write: Callable[[], Awaitable[T]]) -> T: ...
 
     async def keep_kinds(self, quantities: Collection[tuple[str, Kind]]) -> None: ...
 
@@ -93,7 +93,7 @@ class Snapshots:
         for _ in range(TRIES):
             # Whole, and perhaps about to leave: then it stays.
             stays = {"_id": snapshot.hash, "ready": {"$exists": True}}
-            if (await self._again(snapshots.update_one, stays, {"$unset": {"leaving": ""}})).matched_count:
+            if (await again(partial(snapshots.update_one, stays, {"$unset": {"leaving": ""}}))).matched_count:
                 return
             mark, at = make_mark().hex(), time.time()
             rows = [
@@ -102,28 +102,25 @@ class Snapshots:
             ]
             await self._fill(snapshot.hash, mark)
             for row in rows:  # one by one: each may be as much as MongoDB writes at once
-                await self._again(terms.replace_one, {"_id": row["_id"]}, row, upsert=True)
+                await again(partial(terms.replace_one, {"_id": row["_id"]}, row, upsert=True))
             whole = {"content": content, "size": len(snapshot.content), "at": at, "ready": mark}
             change = {"$set": whole, "$unset": {"leaving": "", "fillers": ""}}
             mine = {"_id": snapshot.hash, "$or": [{"fillers": mark}, {"ready": mark}]}
-            if (await self._again(snapshots.update_one, mine, change)).matched_count:
+            if (await again(partial(snapshots.update_one, mine, change))).matched_count:
                 return
-            await self._again(terms.delete_many, {"_id": _range(snapshot.hash, mark)})
+            await again(partial(terms.delete_many, {"_id": _range(snapshot.hash, mark)}))
         raise UnavailableError(f"the snapshot {snapshot.hash} is written and removed by many at once; try again")
 
     async def _fill(self, hash: str, mark: str) -> None:
         snapshots, _ = await self._collections()
         change = {"$addToSet": {"fillers": mark}, "$setOnInsert": {"size": 0, "at": time.time()}}
         try:
-            await self._again(snapshots.update_one, {"_id": hash}, change, upsert=True)
+            await again(partial(snapshots.update_one, {"_id": hash}, change, upsert=True))
         except DuplicateKeyError:  # another made it at the same moment
-            await self._again(snapshots.update_one, {"_id": hash}, change, upsert=True)
+            await again(partial(snapshots.update_one, {"_id": hash}, change, upsert=True))
 
     async def _collections(self) -> tuple[AsyncCollection[Row], AsyncCollection[Row]]:
         return await self._database.collection("snapshots"), await self._database.collection("snapshot_terms")
-
-    async def _again(self, write: Callable[..., Awaitable[T]], *arguments: Any, **options: Any) -> T:
-        return await self._database.again(lambda: write(*arguments, **options))
 
     async def contents(self, hashes: Iterable[str]) -> dict[str, bytes]:
         """The instruments, as JSON, of those that are there."""

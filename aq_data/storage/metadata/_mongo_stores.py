@@ -9,8 +9,9 @@ from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import DuplicateKeyError
 
 from aq_data.models.stores import AddedStore
+from aq_data.storage.metadata._mongo_tries import again
 
-__all__ = ["change_store", "is_stored", "read_stores"]
+__all__ = ["change_store", "read_stores"]
 
 Stores = AsyncCollection[dict[str, Any]]
 
@@ -21,7 +22,19 @@ async def read_stores(stores: Stores) -> list[AddedStore]:
 
 
 async def change_store(stores: Stores, before: AddedStore | None, after: AddedStore | None) -> bool:
-    """`MetadataStore.change_store`, tried once."""
+    """`MetadataStore.change_store`."""
+    tries = 0
+
+    async def attempt() -> bool:
+        nonlocal tries
+        tries += 1
+        # An earlier try that got no answer may have been the one that changed it.
+        return await _change(stores, before, after) or (tries > 1 and await _is_stored(stores, before, after))
+
+    return await again(attempt)
+
+
+async def _change(stores: Stores, before: AddedStore | None, after: AddedStore | None) -> bool:
     if before is None:
         try:
             await stores.insert_one(_row(after)) if after is not None else None
@@ -33,7 +46,7 @@ async def change_store(stores: Stores, before: AddedStore | None, after: AddedSt
     return (await stores.update_one(_row(before), {"$set": _row(after)})).matched_count == 1
 
 
-async def is_stored(stores: Stores, before: AddedStore | None, after: AddedStore | None) -> bool:
+async def _is_stored(stores: Stores, before: AddedStore | None, after: AddedStore | None) -> bool:
     """Whether what is there now is what a change was to make."""
     found = {store.name: store for store in await read_stores(stores)}
     return all(found.get(store.name) == after for store in (before, after) if store is not None)

@@ -39,6 +39,7 @@ from aq_data.storage.metadata._mongo_blocks import Blocks, Fields, position_of
 from aq_data.storage.metadata._mongo_border import border
 from aq_data.storage.metadata._mongo_parts import APART_BYTES
 from aq_data.storage.metadata._mongo_records import Stored, make_mark
+from aq_data.storage.metadata._mongo_tries import again
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.sweeplog import Appended, Incoming, Row, SweepLog, Tail, is_pending
 
@@ -62,8 +63,6 @@ class Database(Protocol):
     """What the log needs of the store it is part of."""
 
     async def collection(self, name: str) -> AsyncCollection[Fields]: ...
-
-    async def again(self, write: Callable[[], Awaitable[T]]) -> T: ...
 
     async def publish(self, record: Record, more: Fields, keys: tuple[str, ...] = ()) -> Record | None: ...
 
@@ -156,7 +155,7 @@ class MongoSweeps(SweepLog):
                 was_cut_off = True
                 raise
 
-        return await self._database.again(attempt)
+        return await again(attempt)
 
     def _turn(self, id: DataFileId) -> asyncio.Lock:
         return self._locks.setdefault(id, asyncio.Lock())
@@ -385,7 +384,7 @@ class MongoSweeps(SweepLog):
         datafiles = await self._database.collection("datafiles")
         with border():
             # The state first: blocks without one are never read.
-            await self._database.again(lambda: datafiles.update_one({"_id": id}, {"$unset": {"sweep": ""}}))
+            await again(lambda: datafiles.update_one({"_id": id}, {"$unset": {"sweep": ""}}))
             await self._blocks.remove_all(id)
 
 

@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -47,8 +48,10 @@ from aq_data.storage.metadata._mongo_questions import Questions
 from aq_data.storage.metadata._mongo_records import LARGE_BYTES, Stored, claims_of, make_mark, stored
 from aq_data.storage.metadata._mongo_schema import prepare
 from aq_data.storage.metadata._mongo_snapshots import Snapshots
-from aq_data.storage.metadata._mongo_stores import change_store, is_stored, read_stores
+from aq_data.storage.metadata._mongo_stores import change_store, read_stores
 from aq_data.storage.metadata._mongo_sweeps import MongoSweeps
+from aq_data.storage.metadata._mongo_tokens import Tokens
+from aq_data.storage.metadata._mongo_tries import again, pauses
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.store import Leftover, MetadataStore, Page, Token
 from aq_data.storage.metadata.sweeplog import SweepLog
@@ -58,10 +61,10 @@ __all__ = ["MongoStore"]
 T = TypeVar("T")
 Row = dict[str, Any]
 
-TRIES = 4
-PAUSE = 0.2
-"""Seconds before the second try; each further pause is twice as long. An election takes the driver's own waiting besides."""
-AGAIN_SECONDS = 5.0
+TRIES = 20
+"""How often a record is claimed and published anew, when others, or `gc`, took away what it had claimed."""
+PATIENCE = 0.02
+"""Seconds in between, at random up to twice as many."""
 KINDS_AT_ONCE = 2_000
 DUPLICATE_KEY = 11000
 SCANNED = 200
@@ -84,6 +87,7 @@ class MongoStore(MetadataStore):
         self._changes = Changes(self, self._parts)
         self._questions = Questions(self.collection, self._snapshots, self._parts)
         self._sweeps = MongoSweeps(self)
+        self._tokens = Tokens(self)
 
     async def collection(self, name: str) -> AsyncCollection[Row]:
         """A collection of the database, which is made ready when first asked for."""
@@ -112,19 +116,6 @@ class MongoStore(MetadataStore):
 
     # --- writing ---------------------------------------------------------------------------------------------------
 
-    async def again(self, write: Callable[[], Awaitable[T]]) -> T:
-        """The answer of a write that does no harm when it is done twice."""
-        for pause in pauses():
-            try:
-                return await write()
-            except ServerSelectionTimeoutError:
-                raise
-            except ConnectionFailure:
-                if pause is None:
-                    raise
-                await asyncio.sleep(pause)
-        raise AssertionError("the last pause is None")
-
     async def insert(self, record: Record) -> Record | None:
         return await self.publish(record, {})
 
@@ -134,9 +125,9 @@ class MongoStore(MetadataStore):
         id, keys = record.document.id, (record.attempt, *keys, *kept.keys)
         absent = {"_id": id, "deleted": {"$exists": False}, "barred": {"$nin": list(keys)}, **kept.wanted}
         change = {"$set": {**kept.fields, **more, "by": make_mark()}}
-        was_cut_off = False
+        was_cut_off, pausing = False, pauses()
         with border():
-            for pause in pauses():
+            for _ in range(TRIES):
                 # With claims the document stands there already; who has lost the race should not claim.
                 found = await datafiles.find_one({"_id": id}, KNOWN) if kept.needs else None
                 if found is None or "deleted" not in found:
@@ -145,15 +136,17 @@ class MongoStore(MetadataStore):
                         done = await datafiles.update_one(absent, change, upsert=not kept.needs)
                         if done.matched_count or done.upserted_id is not None:
                             return None
-                        found = await datafiles.find_one({"_id": id}, KNOWN)
                     except DuplicateKeyError:
-                        found = await datafiles.find_one({"_id": id}, KNOWN)
+                        pass
                     except ServerSelectionTimeoutError:
                         raise
                     except ConnectionFailure:
+                        pause = next(pausing)
                         if pause is None:
                             raise
-                        was_cut_off, found = True, None
+                        was_cut_off = True
+                        await asyncio.sleep(pause)
+                    found = await datafiles.find_one({"_id": id}, KNOWN)
                 if found is not None and "deleted" in found:
                     is_mine = was_cut_off and found["attempt"] == record.attempt
                     if is_mine:
@@ -163,7 +156,7 @@ class MongoStore(MetadataStore):
                     return await self._read(found)
                 if found is not None:
                     check_not_barred(found, keys)
-                await asyncio.sleep(pause or 0.0)
+                await asyncio.sleep(random.uniform(0.0, 2 * PATIENCE))  # noqa: S311
         raise UnavailableError(f"the DataFile {id} is being written by many at once; send it again")
 
     async def replace(self, record: Record, expected_revision: int, publishes: str = "") -> bool:
@@ -273,7 +266,7 @@ class MongoStore(MetadataStore):
             kinds = await self.collection("kinds")
             rows = [{"_id": f"{path}\0{kind}", "path": path, "kind": kind} for path, kind in sorted(new)]
             for first in range(0, len(rows), KINDS_AT_ONCE):
-                await self.again(partial(_add, kinds, rows[first : first + KINDS_AT_ONCE]))
+                await again(partial(_add, kinds, rows[first : first + KINDS_AT_ONCE]))
             self._known_quantities |= new
 
     async def bar(self, id: DataFileId, key: str) -> None:
@@ -285,7 +278,7 @@ class MongoStore(MetadataStore):
         datafiles = await self.collection("datafiles")
         for pause in pauses():
             try:
-                await self.again(lambda: datafiles.update_one({"_id": id}, change, upsert=True))
+                await again(lambda: datafiles.update_one({"_id": id}, change, upsert=True))
                 return
             except DuplicateKeyError:  # another made the document meanwhile
                 if pause is None:
@@ -356,28 +349,16 @@ class MongoStore(MetadataStore):
     # --- tokens ----------------------------------------------------------------------------------------------------
 
     async def add_token(self, token: Token) -> None:
-        tokens = await self.collection("tokens")
-        row = {"hash": token.hash, "token": msgspec.json.encode(token), "revoked_at": token.revoked_at}
-        with border():
-            await self.again(lambda: tokens.update_one({"_id": token.id}, {"$setOnInsert": row}, upsert=True))
+        await self._tokens.add(token)
 
     async def find_token(self, hash: str) -> Token | None:
-        tokens = await self.collection("tokens")
-        with border():
-            row = await tokens.find_one({"hash": hash})
-        return None if row is None else _token(row)
+        return await self._tokens.find(hash)
 
     async def tokens(self) -> list[Token]:
-        tokens = await self.collection("tokens")
-        with border():
-            return [_token(row) async for row in tokens.find().sort("_id", 1)]
+        return await self._tokens.all()
 
     async def revoke_token(self, id: str, revoked_at: str) -> bool:
-        tokens = await self.collection("tokens")
-        with border():
-            change = {"$set": {"revoked_at": revoked_at}}
-            await self.again(lambda: tokens.update_one({"_id": id, "revoked_at": None}, change))
-            return await tokens.find_one({"_id": id}, {"_id": 1}) is not None
+        return await self._tokens.revoke(id, revoked_at)
 
     # --- stores ----------------------------------------------------------------------------------------------------
 
@@ -387,22 +368,9 @@ class MongoStore(MetadataStore):
             return await read_stores(stores)
 
     async def change_store(self, before: AddedStore | None, after: AddedStore | None) -> bool:
-        stores, was_cut_off = await self.collection("stores"), False
+        stores = await self.collection("stores")
         with border():
-            for pause in pauses():
-                try:
-                    # The try that got no answer may have been the one that changed it.
-                    return await change_store(stores, before, after) or (
-                        was_cut_off and await is_stored(stores, before, after)
-                    )
-                except ServerSelectionTimeoutError:
-                    raise
-                except ConnectionFailure:
-                    if pause is None:
-                        raise
-                    was_cut_off = True
-                    await asyncio.sleep(pause)
-        raise AssertionError("the last pause is None")
+            return await change_store(stores, before, after)
 
     async def lease(self, name: str, owner: str, now: float, until: float) -> bool:
         leases = await self.collection("leases")
@@ -410,7 +378,7 @@ class MongoStore(MetadataStore):
         change = {"$set": {"owner": owner, "until": until}}
         with border():
             try:
-                await self.again(lambda: leases.update_one(free, change, upsert=True))
+                await again(lambda: leases.update_one(free, change, upsert=True))
             except DuplicateKeyError:
                 return False
         return True
@@ -435,21 +403,7 @@ async def _add(collection: AsyncCollection[Row], rows: list[Row]) -> None:
             raise
 
 
-def pauses() -> Iterator[float | None]:
-    """Before each further try so many seconds; None is the end. A try that took long is not followed by many."""
-    began = time.monotonic()
-    for i in range(TRIES - 1):
-        if time.monotonic() - began > AGAIN_SECONDS:
-            break
-        yield PAUSE * 2**i
-    yield None
-
-
 def check_not_barred(row: Row, keys: Collection[str]) -> None:
     """UnavailableError when the document under this id bars one of the keys."""
     if not set(keys).isdisjoint(row.get("barred", ())):
         raise UnavailableError("what was sent was collected as an orphan before it was recorded; send it again")
-
-
-def _token(row: Row) -> Token:
-    return msgspec.structs.replace(msgspec.json.decode(row["token"], type=Token), revoked_at=row["revoked_at"])
