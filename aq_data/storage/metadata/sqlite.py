@@ -40,6 +40,7 @@ from aq_data.storage.metadata._schema import LATER, SCHEMA, SCHEMA_VERSION
 from aq_data.storage.metadata._snapshots import put_apart
 from aq_data.storage.metadata._stores import change_store, take_lease
 from aq_data.storage.metadata._sweeps import SqliteSweeps
+from aq_data.storage.metadata._tokens import add_token, find_token, read_tokens, revoke_token
 from aq_data.storage.metadata.cursors import Cursor
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.store import MetadataStore, Page, Token
@@ -315,30 +316,17 @@ class SqliteStore(MetadataStore):
     # --- tokens ----------------------------------------------------------------------------------------------------
 
     async def add_token(self, token: Token) -> None:
-        row = (token.id, token.hash, msgspec.json.encode(token))
-        await self._writer.write(lambda connection: connection.execute("INSERT INTO tokens VALUES (?, ?, ?)", row))
+        await self.write(lambda connection: add_token(connection, token))
 
     async def find_token(self, hash: str) -> Token | None:
         with self._reader() as connection:
-            row = connection.execute("SELECT token FROM tokens WHERE hash=?", (hash,)).fetchone()
-        return None if row is None else msgspec.json.decode(row[0], type=Token)
+            return find_token(connection, hash)
 
     async def tokens(self) -> list[Token]:
-        rows = await self.read(lambda connection: connection.execute("SELECT token FROM tokens ORDER BY id").fetchall())
-        return [msgspec.json.decode(row[0], type=Token) for row in rows]
+        return await self.read(read_tokens)
 
     async def revoke_token(self, id: str, revoked_at: str) -> bool:
-        def operation(connection: sqlite3.Connection) -> bool:
-            row = connection.execute("SELECT token FROM tokens WHERE id=?", (id,)).fetchone()
-            if row is None:
-                return False
-            token = msgspec.json.decode(row[0], type=Token)
-            if token.revoked_at is None:
-                token = msgspec.structs.replace(token, revoked_at=revoked_at)
-            connection.execute("UPDATE tokens SET token=? WHERE id=?", (msgspec.json.encode(token), id))
-            return True
-
-        return await self._writer.write(operation)
+        return await self.write(lambda connection: revoke_token(connection, id, revoked_at))
 
     # --- stores ----------------------------------------------------------------------------------------------------
 
