@@ -7,11 +7,13 @@ import shutil
 import socket
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from metadata_suite import EVERYTHING, record, within
 from services.mongo import IN_DOCKER, Engine
 from services.refusing import refusing
+from services.tls import tls_before
 
 from aq_data.errors import ConfigError, UnavailableError
 from aq_data.storage.metadata._mongo_border import open_client
@@ -24,11 +26,14 @@ SOON = 18.0
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
     """A certificate, signed by itself, and its key in one file."""
+    return made_certificate(tmp_path_factory.mktemp("certificate"))
+
+
+def made_certificate(folder: Path) -> Path:
     if shutil.which("openssl") is None:
         pytest.skip("needs openssl to make a certificate")
-    folder = tmp_path_factory.mktemp("certificate")
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=aq-data"]
-    command += ["-keyout", str(folder / "key.pem"), "-out", str(folder / "ca.pem")]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(folder / "key.pem"), "-out", str(folder / "ca.pem")]
     subprocess.run(command, check=True, capture_output=True)
     both = folder / "both.pem"
     both.write_bytes((folder / "ca.pem").read_bytes() + (folder / "key.pem").read_bytes())
@@ -105,6 +110,37 @@ def test_a_login_that_is_refused_says_what_to_look_at(code, name, user):
 
     with refusing(code, name, "not you") as address:
         within(lambda _: MongoStore(f"mongodb://{user}{address}/?directConnection=true"), body)
+
+
+@pytest.mark.services
+@pytest.mark.skipif(IN_DOCKER, reason="the container's engine has a port that is not known here")
+def test_a_database_behind_tls_is_reached_with_a_certificate_and_not_without(tmp_path, certificate):
+    """Each side verifies the other, hosts' names included."""
+
+    async def used(store):
+        one = record(name="over TLS")
+        assert await store.insert(one) is None
+        assert await store.get(one.document.id) == one
+        assert await store.count(EVERYTHING) == 1
+
+    async def refused(store):
+        with pytest.raises(UnavailableError, match=r"(?i)ssl|tls|certificate|closed"):
+            await store.count(EVERYTHING)
+
+    engine = Engine(tmp_path)
+    other = made_certificate(tmp_path)
+    try:
+        with tls_before(engine.port, certificate) as port:
+            url = engine.url.replace(str(engine.port), str(port)) + "&tls=true&serverSelectionTimeoutMS=1000"
+            within(lambda name: MongoStore(f"{url}&tlsCAFile={certificate}&tlsCertificateKeyFile={certificate}", name), used)
+            for files in (
+                f"tlsCAFile={certificate}",
+                f"tlsCAFile={certificate}&tlsCertificateKeyFile={other}",
+                f"tlsCAFile={other}&tlsCertificateKeyFile={certificate}",
+            ):
+                within(lambda name, files=files: MongoStore(f"{url}&{files}", name), refused)
+    finally:
+        engine.kill()
 
 
 def test_a_server_without_tls_is_told_from_one_that_is_down():
