@@ -582,7 +582,7 @@ class MetadataStoreTests:
 
     # --- questions -------------------------------------------------------------------------------------------------
 
-    @settings(max_examples=50)
+    @settings(max_examples=settings().max_examples * 5 // 6)
     @given(listed=st.lists(documents, max_size=9), query=filters, sort=sorts, limit=st.integers(1, 4))
     def test_search_answers_as_the_evaluator_does(self, open_store, plan, listed, query, sort, limit):
         """The same documents in the same order, whatever the page size and however the store answers."""
@@ -614,7 +614,7 @@ class MetadataStoreTests:
         query={"$text": "power", "$or": [{"$text": "power"}, {"$text": "å"}]},
         sort=SortKey("metadata.a", descending=False),
     )
-    @settings(max_examples=25)
+    @settings(max_examples=settings().max_examples * 5 // 12)
     @given(
         listed=st.lists(documents, min_size=1, max_size=6), later=st.lists(documents, max_size=6), query=filters, sort=sorts
     )
@@ -646,7 +646,7 @@ class MetadataStoreTests:
 
         within(open_store, body, f"example {next(counter)}")
 
-    @settings(max_examples=25)
+    @settings(max_examples=settings().max_examples * 5 // 12)
     @given(
         listed=st.lists(documents, min_size=1, max_size=8), later=st.lists(documents, max_size=4), query=filters,
         path=st.sampled_from(PATHS),

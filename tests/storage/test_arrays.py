@@ -152,7 +152,7 @@ def taken(values: np.ndarray, selection: Selection) -> np.ndarray:
 # --- values --------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=150)
+@settings(max_examples=settings().max_examples * 5 // 2)
 @given(array_cases(), st.data())
 def test_any_selection_of_any_array_comes_back_bit_for_bit(case, data):
     new, values = case
@@ -203,7 +203,7 @@ def test_a_scalar_of_every_dtype_comes_back_bit_for_bit(dtype, codec):
     run_with(MemoryBlobs(), body)
 
 
-@settings(max_examples=40)
+@settings(max_examples=settings().max_examples * 2 // 3)
 @given(array_cases(), st.data())
 def test_arrays_buffered_in_files_come_back_equal(case, data):
     new, values = case
@@ -253,7 +253,6 @@ def test_a_stream_that_is_left_early_leaves_nothing_running():
 # --- other readers -------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60)
 @given(st.lists(array_cases(), min_size=1, max_size=3))
 def test_zarr_python_reads_the_same_values_dims_and_attributes(cases):
     named = [

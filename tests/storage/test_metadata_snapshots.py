@@ -115,7 +115,7 @@ async def answers(store, listed, asked):
 
 
 @pytest.mark.parametrize("planned", ["sort", "walk", "saving"])
-@settings(max_examples=15)
+@settings(max_examples=settings().max_examples // 4)
 @given(listed=st.lists(dense, min_size=6, max_size=10), asked=st.lists(questions, min_size=5, max_size=7))
 def test_whether_snapshots_are_shared_changes_no_answer(planned, listed, asked):
     """All, some or none: pages with tombstones, counts and distinct values are the same, also after changes."""

@@ -195,7 +195,7 @@ def check_index(connection: sqlite3.Connection, records: list) -> None:
 
 
 @pytest.mark.parametrize(("facets", "recent"), [(1, 0), (1, 11), (3, 11), (1000, 1000)])
-@settings(max_examples=40)
+@settings(max_examples=settings().max_examples * 2 // 3)
 @given(
     listed=st.lists(documents, min_size=1, max_size=6),
     later=st.lists(st.tuples(st.integers(0, 5), documents, st.booleans()), max_size=8),
