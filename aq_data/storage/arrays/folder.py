@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from aq_data.errors import AqDataError, NotFoundError, StorageError, UnavailableError
+from aq_data.storage.arrays import _files
 from aq_data.storage.arrays.blobs import BlobEntry, BlobStore, Buffer, Upload
 from aq_data.storage.arrays.workers import Workers
 
@@ -41,8 +41,6 @@ def _border(key: str) -> Iterator[None]:
 
 _NO_LINKS = frozenset((errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS))
 
-RACES = 20
-"""How often an operation starts over when another process removed or added a file under its hands."""
 OPEN_FILES = 64
 """Files held open at a time while a batch is written."""
 
@@ -59,12 +57,6 @@ def _writing(key: str) -> Iterator[None]:
         elif isinstance(error, NotFoundError):
             error = StorageError(f"the blob store cannot write {key!r}: {exc.strerror or exc}")
         raise error from exc
-
-
-def _refuse(exc: OSError) -> None:
-    """What `os.walk` is to do with a folder it cannot read, unless the folder is gone."""
-    if not isinstance(exc, FileNotFoundError):
-        raise exc
 
 
 class FolderBlobs(BlobStore):
@@ -91,9 +83,9 @@ class FolderBlobs(BlobStore):
             key, produce = items[i]
             data = produce()
             with _writing(key):
-                descriptor = _create(self._path(key))
+                descriptor = _files.create(self._path(key))
                 descriptors.append(descriptor)
-                _write_all(descriptor, data)
+                _files.write_all(descriptor, data)
 
         def sync(i: int) -> None:
             with _writing(items[i][0]):
@@ -109,12 +101,12 @@ class FolderBlobs(BlobStore):
     async def settle(self, prefix: str) -> None:
         def sync_directories() -> None:
             with _writing(prefix):
-                for directory, _, _ in os.walk(self._path(prefix), topdown=False, onerror=_refuse):
-                    _sync_directory(directory)
+                for directory, _, _ in os.walk(self._path(prefix), topdown=False, onerror=_files.refuse):
+                    _files.sync_directory(directory)
                 above = Path(self._path(prefix))
                 while above != self._root:
                     above = above.parent
-                    _sync_directory(str(above))
+                    _files.sync_directory(str(above))
 
         await self._workers.run(sync_directories)
 
@@ -150,13 +142,13 @@ class FolderBlobs(BlobStore):
 
         def swap() -> None:
             with _writing(key):
-                for _ in range(RACES):
+                for _ in range(_files.RACES):
                     try:
-                        _replace(path, temporary, data)
+                        _files.replace(path, temporary, data)
                         return
                     except FileNotFoundError:
                         continue  # the temporary file was collected as an orphan
-                _replace(path, temporary, data)
+                _files.replace(path, temporary, data)
 
         await self._workers.run(swap)
 
@@ -167,7 +159,7 @@ class FolderBlobs(BlobStore):
         """A second name for the file, which was flushed under its first; a copy where the file system has no such names."""
         with _border(source):
             try:
-                _link(self._path(source), self._path(target))
+                _files.link(self._path(source), self._path(target))
                 return
             except OSError as exc:
                 if exc.errno not in _NO_LINKS:
@@ -175,7 +167,7 @@ class FolderBlobs(BlobStore):
             data = self._read_file(source)
         temporary = f"{self._path(target)}.{os.getpid()}.{threading.get_ident()}.{time.monotonic_ns()}.tmp"
         with _writing(target):
-            _replace(self._path(target), temporary, data)
+            _files.replace(self._path(target), temporary, data)
 
     async def upload(self, key: str) -> Upload:
         return await self._workers.run(lambda: _FileUpload(key, self._path(key), self._workers))
@@ -196,7 +188,7 @@ class FolderBlobs(BlobStore):
             stat = alone.stat()
             yield BlobEntry(prefix, stat.st_size, stat.st_mtime)
             return
-        for directory, _, names in os.walk(self._path(prefix), onerror=_refuse):
+        for directory, _, names in os.walk(self._path(prefix), onerror=_files.refuse):
             for name in names:
                 path = os.path.join(directory, name)
                 try:
@@ -218,19 +210,19 @@ class FolderBlobs(BlobStore):
             path = self._path(prefix)
             with _border(prefix):
                 try:
-                    _remove_tree(path)
+                    _files.remove_tree(path)
                 except NotADirectoryError:
                     Path(path).unlink(missing_ok=True)
                 except FileNotFoundError:
                     return
-                _sync_directory(os.path.dirname(path))
+                _files.sync_directory(os.path.dirname(path))
                 parent = os.path.dirname(path)
                 if parent != str(self._root):
                     try:
                         Path(parent).rmdir()
                     except OSError:
                         return  # other attempts lie there
-                    _sync_directory(os.path.dirname(parent))
+                    _files.sync_directory(os.path.dirname(parent))
 
         await self._workers.run(delete)
 
@@ -249,7 +241,7 @@ class FolderBlobs(BlobStore):
                     except FileNotFoundError:
                         continue
                     except OSError:  # others lie there
-                        _sync_directory(folder)
+                        _files.sync_directory(folder)
 
         await self._workers.run(settle)
 
@@ -264,71 +256,6 @@ class FolderBlobs(BlobStore):
         self._workers.close()
 
 
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        return
-    except FileNotFoundError:
-        if os.path.exists(target):
-            return
-        if not os.path.exists(source):
-            raise
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        _link(source, target)
-
-
-def _replace(path: str, temporary: str, data: Buffer) -> None:
-    try:
-        descriptor = _create(temporary)
-        try:
-            _write_all(descriptor, data)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _sync_directory(os.path.dirname(path))
-
-
-def _remove_tree(path: str) -> None:
-    """Remove a folder, also one in which somebody who is about to be refused is still writing."""
-    for _ in range(RACES):
-        try:
-            shutil.rmtree(path)
-            return
-        except OSError as exc:
-            if exc.errno != errno.ENOTEMPTY:
-                raise
-    shutil.rmtree(path)
-
-
-def _create(path: str) -> int:
-    """A descriptor of a fresh file, whose folders are made when they are not there."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    try:
-        return os.open(path, flags, 0o644)
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        return os.open(path, flags, 0o644)
-
-
-def _write_all(descriptor: int, data: Buffer) -> None:
-    view = memoryview(data).cast("B")
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def _sync_directory(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 class _FileUpload(Upload):
     """Written beside its place and renamed into it."""
 
@@ -338,13 +265,13 @@ class _FileUpload(Upload):
         with _writing(key):
             if os.path.isdir(path):
                 raise IsADirectoryError(errno.EISDIR, "a folder stands there", path)
-            self._descriptor: int | None = _create(self._partial)
+            self._descriptor: int | None = _files.create(self._partial)
 
     async def write(self, data: Buffer) -> None:
         def write() -> None:
             assert self._descriptor is not None
             with _writing(self._key):
-                _write_all(self._descriptor, data)
+                _files.write_all(self._descriptor, data)
 
         await self._workers.run(write)
 
