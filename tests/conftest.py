@@ -16,12 +16,11 @@ from aq_server.commands.serving import running
 from hypothesis import HealthCheck, settings
 from services import buckets as bucket_service
 from services import mongo as mongo_service
-from services.deployment import PATIENCE, PRODUCTION, WAYS, Production, deployed, environment, opened
+from services.deployment import PATIENCE, PRODUCTION, SOAK, WAYS, Production, deployed, environment, opened
 from services.proxying import HttpProxy
 
 import aq_data
 
-SOAK = bool(os.environ.get("AQ_DATA_SOAK"))
 SERVICES = os.environ.get("AQ_DATA_SERVICES", "")
 """Any value runs the tests that need a service if it is there; with "required" one that is not there is a failure."""
 

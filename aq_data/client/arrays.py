@@ -23,7 +23,7 @@ URL_CHARACTERS = 4000
 """A selection as text beyond this is read in several requests: servers and proxies limit the length of an address."""
 DENSE = 0.25
 """Share of a span that must be picked for the span to be fetched whole."""
-TRIES = 2
+TRIES = 3
 STREAMED_FROM = 1 << 20
 """Bytes up to which the server reads everything before it answers, so that damage is told as an error."""
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from services.deployment import PRODUCTION, at, blobs, environment, open_zarr
+from services.deployment import PATIENCE, PRODUCTION, at, blobs, environment, open_zarr
 
 import aq_data
 from aq_data.models.datafile import make_id
@@ -94,7 +94,9 @@ class Shipment:
 def operate(data: Path, *words: str) -> list[dict[str, Any]]:
     """Lines of an operator's command (`verify`, `gc`…) on a folder; its exit status, 0 or 3, must agree with `verify`."""
     command = [sys.executable, "-m", "aq_server", *words, "--data", str(data), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment(data)})
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120 * PATIENCE, env={**os.environ, **environment(data)}
+    )
     assert done.returncode in (0, 3), done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 from clustering import Cluster, Node
-from conftest import SOAK
+from services.deployment import SOAK
 from services.misbehaving import CLEAR, REFUSING, SILENT, Network, Weather
 from sweeping import Crew, wait_for
 

@@ -31,6 +31,7 @@ import aq_data
 __all__ = [
     "PATIENCE",
     "PRODUCTION",
+    "SOAK",
     "WAYS",
     "Production",
     "blobs",
@@ -50,6 +51,7 @@ __all__ = [
 
 T = TypeVar("T")
 
+SOAK = bool(os.environ.get("AQ_DATA_SOAK"))
 PRODUCTION = os.environ.get("AQ_DATA_DEPLOYMENT", "embedded") == "production"
 WAYS = ("http",) if PRODUCTION else ("http", "embedded")
 """How a client gets to a deployment: through a server over a socket, and in embedded mode through the folder itself."""
