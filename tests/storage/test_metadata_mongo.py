@@ -84,6 +84,27 @@ def test_totals_are_exact_up_to_the_limit_and_said_to_be_inexact_beyond(open_sto
 
 
 @pytest.mark.services
+@pytest.mark.parametrize(("buried", "total"), [(0, (10, False)), (9, (10, False)), (25, (6, True)), (21, (10, True))])
+def test_the_total_of_everything_is_right_whether_it_is_counted_or_not(open_store, monkeypatch, buried, total):
+    """Also where many are deleted, or where ids were barred before there was a record."""
+    monkeypatch.setattr(_mongo_questions, "EXACT_TOTAL", 10)
+
+    async def body(store):
+        records = [record(name="x") for _ in range(31)]
+        await insert_all(store, records)
+        for one in records[:buried]:
+            assert await store.replace(changed(one, state="deleted"), 1)
+        await store.bar(record().document.id, "key")
+        page = await store.search(EVERYTHING, parse_sort("-created_at"), 3, None)
+        assert (page.total, page.total_is_exact) == total
+        assert len(page.documents) == 3
+        everything = await store.search(EVERYTHING, parse_sort("-created_at"), 3, None, include_deleted=True)
+        assert everything.total == 10
+
+    within(open_store, body)
+
+
+@pytest.mark.services
 def test_a_walk_that_finds_nothing_near_sorts_what_matches(open_store, monkeypatch):
     """Those that match stand at the far end: the answer is the same, and the walk ends at its time."""
     monkeypatch.setattr(_mongo_questions, "SORTED_ANYWAY", 0)

@@ -50,11 +50,12 @@ WALK_SECONDS = 0.3
 SORTED_ANYWAY = 200
 """So few matches are sorted whatever a walk would cost."""
 SIZE_SECONDS = 60.0
-"""How long the number of records is remembered; it only helps to choose a way."""
+"""How long the number of records is remembered."""
 SORTED_AT_ONCE = 1000
 WHOLE = {"document": 1, "snapshot": 1, "apart": 1}
 JUDGED_AT_ONCE = 200
 REGEX_GAVE_UP = 51156
+ALIVE: Row = {"deleted": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +181,21 @@ class Questions:
         return found[0]["n"], True, rows
 
     async def _total(self, asked: Asked) -> tuple[int, bool]:
+        if asked.where == ALIVE and await self._are_many():
+            return EXACT_TOTAL, False
         found = await self._counted(asked, EXACT_TOTAL + 1)
         return min(found, EXACT_TOTAL), found <= EXACT_TOTAL
+
+    async def _are_many(self) -> bool:
+        """Whether more records are alive than are counted: all there may be, without those that are deleted or nothing yet.
+
+        How many there are in all is an estimate, hence twice as many.
+        """
+        size = await self._estimate()
+        if size <= 3 * EXACT_TOTAL:
+            return False
+        others = await (await self._aggregate(_mql.total_pipeline({"deleted": {"$ne": False}}, EXACT_TOTAL))).to_list()
+        return not others or others[0]["n"] < EXACT_TOTAL
 
     async def _counted(self, asked: Asked, limit: int | None) -> int:
         if not asked.is_exact:
@@ -231,13 +245,15 @@ class Questions:
 
     async def _is_near(self, total: int, limit: int) -> bool:
         """Whether sorting what matches costs less than walking past what does not."""
-        if total <= SORTED_ANYWAY:
-            return True
+        return total <= SORTED_ANYWAY or total < limit * await self._estimate() / total
+
+    async def _estimate(self) -> int:
+        """How many records there were a short time ago."""
         now = time.monotonic()
         if now - self._size_at > SIZE_SECONDS:
             datafiles = await self._collection("datafiles")
             self._size, self._size_at = await datafiles.estimated_document_count(), now
-        return total < limit * self._size / total
+        return self._size
 
     async def _sorted_here(self, asked: Asked, sort: SortKey, after: Any, limit: int) -> list[Row]:
         """As `_rows` by a path that snapshots have: the places of all that match, then the documents of the page."""
