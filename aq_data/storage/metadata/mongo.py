@@ -146,6 +146,7 @@ class MongoStore(MetadataStore):
                             raise
                         was_cut_off = True
                         await asyncio.sleep(pause)
+                        continue
                     found = await datafiles.find_one({"_id": id}, KNOWN)
                 if found is not None and "deleted" in found:
                     is_mine = was_cut_off and found["attempt"] == record.attempt
