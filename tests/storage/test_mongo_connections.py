@@ -124,8 +124,9 @@ def test_a_database_behind_tls_is_reached_with_a_certificate_and_not_without(tmp
         assert await store.count(EVERYTHING) == 1
 
     async def refused(store):
-        with pytest.raises(UnavailableError, match=r"(?i)ssl|tls|certificate|closed"):
+        with pytest.raises(UnavailableError) as caught:  # whoever has no certificate may just hear that nobody talks to him
             await store.count(EVERYTHING)
+        return str(caught.value)
 
     engine = Engine(tmp_path)
     other = made_certificate(tmp_path)
@@ -133,12 +134,12 @@ def test_a_database_behind_tls_is_reached_with_a_certificate_and_not_without(tmp
         with tls_before(engine.port, certificate) as port:
             url = engine.url.replace(str(engine.port), str(port)) + "&tls=true&serverSelectionTimeoutMS=1000"
             within(lambda name: MongoStore(f"{url}&tlsCAFile={certificate}&tlsCertificateKeyFile={certificate}", name), used)
-            for files in (
-                f"tlsCAFile={certificate}",
-                f"tlsCAFile={certificate}&tlsCertificateKeyFile={other}",
-                f"tlsCAFile={other}&tlsCertificateKeyFile={certificate}",
-            ):
-                within(lambda name, files=files: MongoStore(f"{url}&{files}", name), refused)
+            within(lambda name: MongoStore(f"{url}&tlsCAFile={certificate}", name), refused)
+            within(lambda name: MongoStore(f"{url}&tlsCAFile={certificate}&tlsCertificateKeyFile={other}", name), refused)
+            impostor = within(
+                lambda name: MongoStore(f"{url}&tlsCAFile={other}&tlsCertificateKeyFile={other}", name), refused
+            )
+            assert "certificate verify failed" in impostor
     finally:
         engine.kill()
 
