@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import aq_server.app
+import aq_server.deployment
 import aq_server.service.folding
 from aq_server.__main__ import main
 
@@ -92,7 +92,8 @@ class Steps:
 
 def run() -> int:
     settings = json.loads(sys.argv.pop(1))
-    aq_server.app.SqliteStore = KnownStore
+    assert aq_server.deployment.SqliteStore is SqliteStore, "the store is opened elsewhere now"
+    aq_server.deployment.SqliteStore = KnownStore
     modules = (aq_server.service.folding, aq_data.storage.arrays.folding)
     for name, value in settings.get("folding", {}).items():
         having = [module for module in modules if hasattr(module, name)]
