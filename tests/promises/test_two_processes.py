@@ -301,8 +301,6 @@ def test_collecting_orphans_beside_saves_loses_nothing(data, doors, monkeypatch,
             seconds = time.monotonic() - begun
             if seconds > 60 or (seconds > 1.5 and collector.runs > 1):
                 return refused
-            if len(kept) > 200:  # slowly from here on: collecting takes the longer the more there is
-                time.sleep(2.0)
             shipment = Shipment.make(3, number)
             try:
                 file = shipment.save(client)

@@ -7,6 +7,7 @@ import pytest
 import xarray
 from aq_server.commands.serving import running
 from aq_server.config import ServerConfig
+from services.deployment import listed, with_stores
 from services.proxying import rounds
 
 import aq_data
@@ -101,3 +102,34 @@ def test_a_long_attached_file_is_sent_in_parts(counted, tmp_path, bucket):
     with proxy.recording() as made:
         client.save(None, name="T1", files=[path])
     assert len(made) == 1 + 3 + (1 if bucket.url.startswith("gs") else 2)
+
+
+@pytest.fixture
+def filled(proxied, data):
+    """A deployment in which thirty small DataFiles lie, and the proxy before its bucket."""
+    bucket, proxy = proxied
+    config = ServerConfig(data=str(data), port=0, stores=bucket.as_default())
+    with running(config) as url, aq_data.connect(url) as client:
+        for i in range(30):
+            client.save(SMALL, name=str(i))
+    return config, proxy
+
+
+@pytest.mark.services
+def test_collecting_is_one_request_for_a_thousand_blobs(filled):
+    """Of whatever DataFiles, and one for the snapshots."""
+    config, proxy = filled
+    with proxy.recording() as made:
+        assert with_stores(config, lambda stores: listed(stores.maintenance.gc(0.0, delete=True))) == []
+    assert [request.method for request in made] == ["GET"] * 2
+
+
+@pytest.mark.services
+def test_verifying_is_one_request_for_each_blob_and_one_for_a_datafile(filled):
+    """Besides those of collecting. Several DataFiles are looked at at once: they do not wait for one another."""
+    config, proxy = filled
+    proxy.gathering = 0.05
+    with proxy.recording() as made:
+        assert with_stores(config, lambda stores: listed(stores.maintenance.verify())) == []
+    assert len(made) == 30 * (5 + 1) + 2
+    assert rounds(made) < len(made) / 3

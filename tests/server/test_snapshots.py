@@ -147,8 +147,10 @@ def test_a_lost_or_damaged_snapshot_is_found_and_repaired_from_the_database(data
     with opened(data) as client:
         ids = [client.save(None, instruments=instruments()).id for _ in range(2)]
     harm(blobs(data) / key_of(instruments()))
-    assert verify(data) == [("damaged_snapshot", ids[0])], "once, not for each that has it"
-    assert verify(data, repair=True) == [("damaged_snapshot", ids[0])]
+    for repair in (False, True):
+        ((kind, id),) = verify(data, repair=repair)  # once, not for each that has it
+        assert kind == "damaged_snapshot"
+        assert id in ids
     assert verify(data) == []
 
 

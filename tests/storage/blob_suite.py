@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from itertools import groupby
 from typing import TypeVar
 
 import pytest
@@ -319,6 +320,22 @@ class BlobStoreTests:
             assert all(entry.modified > 1.7e9 for entry in entries.values())
             assert await keys_under(store, "a/1/arrays.zarr/x") == KEYS[1:3]
             assert await keys_under(store, "absent") == []
+
+        within(open_store, body)
+
+    @settings(max_examples=settings().max_examples // 5)
+    @given(keys=st.sets(st.lists(st.sampled_from(["a", "a-", "a.b", "b", "c0"]), min_size=4, max_size=4).map("/".join)))
+    def test_walking_keeps_together_what_lies_together(self, open_store, keys):
+        """Also where one name begins as another: whoever groups a listing by folders meets each once."""
+
+        async def body(store):
+            await put(store, {f"k/{key}": b"x" for key in keys})
+            found = [entry.key async for entry in store.walk("k")]
+            assert sorted(found) == sorted(f"k/{key}" for key in keys)
+            for depth in (2, 3, 4):
+                folders = [tuple(key.split("/")[:depth]) for key in found]
+                assert len(list(groupby(folders))) == len(set(folders))
+            await store.remove("k")
 
         within(open_store, body)
 

@@ -176,7 +176,7 @@ class BucketBlobs(BlobStore):
             if not following:
                 return
 
-    async def walk(self, prefix: str) -> AsyncIterator[BlobEntry]:
+    async def walk(self, prefix: str, *, folders: bool = False) -> AsyncIterator[BlobEntry]:  # noqa: ARG002  (it has none)
         async for entries in self._entries(prefix):
             for entry in entries:
                 yield entry

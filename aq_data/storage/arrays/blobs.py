@@ -6,6 +6,7 @@ A key is written once and then never changed, but for those that `replace` puts 
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,11 @@ class BlobEntry:
     key: str
     size: int
     modified: float
+
+    @property
+    def age(self) -> float:
+        """Seconds since then, none where the store's clock is ahead of ours."""
+        return max(0.0, time.time() - self.modified)
 
 
 class Upload(ABC):
@@ -97,8 +103,12 @@ class BlobStore(ABC):
         """Names directly under `prefix` ("" for the root), sorted; empty when there is nothing."""
 
     @abstractmethod
-    def walk(self, prefix: str) -> AsyncIterator[BlobEntry]:
-        """Every blob under `prefix`."""
+    def walk(self, prefix: str, *, folders: bool = False) -> AsyncIterator[BlobEntry]:
+        """Every blob under `prefix`; those that a longer prefix has in common follow one another.
+
+        With `folders` also folders in which nothing lies, where there are such, as keys that end in `/`. Costs a bucket one
+        request for each thousand blobs, one after another.
+        """
 
     @abstractmethod
     async def remove(self, prefix: str) -> None:

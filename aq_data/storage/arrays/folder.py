@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 from aq_data.errors import AqDataError, NotFoundError, StorageError, UnavailableError
@@ -43,6 +44,8 @@ _NO_LINKS = frozenset((errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, er
 
 OPEN_FILES = 64
 """Files held open at a time while a batch is written."""
+LISTED = 1000
+"""Entries of a listing that are in memory at a time."""
 
 
 @contextmanager
@@ -182,28 +185,34 @@ class FolderBlobs(BlobStore):
 
         return await self._workers.run(names)
 
-    def _entries(self, prefix: str) -> Iterator[BlobEntry]:
-        alone = Path(self._path(prefix))
-        if alone.is_file():
-            stat = alone.stat()
-            yield BlobEntry(prefix, stat.st_size, stat.st_mtime)
+    def _entries(self, prefix: str, folders: bool) -> Iterator[BlobEntry]:
+        top = self._path(prefix)
+        if not os.path.isdir(top):
+            yield from self._entry(top)
             return
-        for directory, _, names in os.walk(self._path(prefix), onerror=_files.refuse):
+        for directory, below, names in os.walk(top, onerror=_files.refuse):
             for name in names:
-                path = os.path.join(directory, name)
-                try:
-                    stat = os.stat(path)
-                except FileNotFoundError:
-                    continue  # removed meanwhile
-                yield BlobEntry(os.path.relpath(path, self._root), stat.st_size, stat.st_mtime)
+                yield from self._entry(os.path.join(directory, name))
+            if folders and not below and not names and directory != top:
+                yield from self._entry(directory, "/")
 
-    async def walk(self, prefix: str) -> AsyncIterator[BlobEntry]:
-        def entries() -> list[BlobEntry]:
+    def _entry(self, path: str, end: str = "") -> Iterator[BlobEntry]:
+        try:
+            stat = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return  # removed meanwhile
+        yield BlobEntry(os.path.relpath(path, self._root) + end, 0 if end else stat.st_size, stat.st_mtime)
+
+    async def walk(self, prefix: str, *, folders: bool = False) -> AsyncIterator[BlobEntry]:
+        entries = self._entries(prefix, folders)
+
+        def take() -> list[BlobEntry]:
             with _border(prefix):
-                return list(self._entries(prefix))
+                return list(islice(entries, LISTED))
 
-        for entry in await self._workers.run(entries):
-            yield entry
+        while batch := await self._workers.run(take):
+            for entry in batch:
+                yield entry
 
     async def remove(self, prefix: str) -> None:
         def delete() -> None:

@@ -60,8 +60,8 @@ class MemoryBlobs(BlobStore):
         start = f"{prefix}/" if prefix else ""
         return sorted({key[len(start) :].split("/", 1)[0] for key in list(self._blobs) if key.startswith(start)})
 
-    async def walk(self, prefix: str) -> AsyncIterator[BlobEntry]:
-        for key, entry in list(self._blobs.items()):
+    async def walk(self, prefix: str, *, folders: bool = False) -> AsyncIterator[BlobEntry]:  # noqa: ARG002  (it has none)
+        for key, entry in sorted(self._blobs.items()):
             if not prefix or key == prefix or key.startswith(f"{prefix}/"):
                 yield entry
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from typing import Any
 
 import msgspec
@@ -28,10 +30,16 @@ from aq_server.service.copies import Copy, read_copy
 from aq_server.service.datafiles import TOMBSTONE, write_newest_copy
 from aq_server.service.snapshots import SnapshotMaintenance
 from aq_server.service.sweep_maintenance import SweepMaintenance
+from aq_server.service.tasks import ahead
 
 __all__ = ["Finding", "Maintenance", "measured_chunks"]
 
+AT_ONCE = 8
+"""DataFiles looked at a time: each waits for its store several times."""
+FEW = 16
+"""Chunks of an array that is read beside others."""
 BATCH = 256
+TRIES = 3
 READERS_SECONDS = 120.0
 """A server keeps what it replaced a while for those who read it; until then it is no finding."""
 
@@ -77,22 +85,10 @@ class Maintenance:
 
     async def verify(self, repair: bool = False) -> AsyncIterator[Finding]:
         """Read every stored byte and compare it with its checksum and its record; yields what does not agree."""
-        verifiers: dict[str, _Verifying | None] = {}
-        async for scanned in self._metadata.scan():
-            record = await self._metadata.get(scanned.document.id)  # the scan reads ahead
-            if record is None or record.document.state == "deleted":
-                continue
-            store = record.document.store
-            if store not in verifiers:
-                try:
-                    verifiers[store] = _Verifying(self._metadata, self._stores, await self._stores.at(store), store)
-                except UnavailableError as exc:
-                    verifiers[store] = None
-                    yield Finding("no_store", record.document.id, f"{exc}; nothing there was looked at", store=store)
-            verifier = verifiers[store]
-            if verifier is not None:
-                async for finding in verifier.record(record, repair):
-                    yield msgspec.structs.replace(finding, store=store)
+        verifiers = _Verifiers(self._metadata, self._stores)
+        async for findings in ahead(self._metadata.scan(), lambda record: verifiers.look(record, repair), AT_ONCE):
+            for finding in findings:
+                yield finding
         try:
             async for orphan in self.gc(0.0, delete=False):
                 if orphan.reason == LEFT_OVER and orphan.age < READERS_SECONDS:
@@ -100,8 +96,46 @@ class Maintenance:
                 detail = f"{orphan.prefix} ({orphan.size} bytes, {orphan.reason})"
                 yield Finding("orphan", orphan.prefix.split("/")[0], detail, store=orphan.store)
         except UnavailableError as exc:
-            if None not in verifiers.values():
+            if not verifiers.unreachable:
                 yield Finding("no_store", "", str(exc))
+
+
+class _Verifiers:
+    """Of all stores, each from the first DataFile in it on."""
+
+    def __init__(self, metadata: MetadataStore, stores: ArrayStores) -> None:
+        self._metadata, self._stores = metadata, stores
+        self._known: dict[str, _Verifying] = {}
+        self.unreachable: set[str] = set()
+
+    async def look(self, scanned: Record, repair: bool) -> list[Finding]:
+        """What is wrong with a DataFile, as it is now: the scan reads ahead."""
+        findings: list[Finding] = []
+        for _ in range(TRIES):
+            record = await self._metadata.get(scanned.document.id)
+            if record is None or record.document.state == "deleted":
+                return []
+            findings = await self._look(record, repair)
+            now = await self._metadata.get(scanned.document.id) if findings else record
+            if now is not None and now.document.revision == record.document.revision:
+                break  # else it was changed, moved or deleted under our hands, which is no damage
+        return findings
+
+    async def _look(self, record: Record, repair: bool) -> list[Finding]:
+        store = record.document.store
+        if store in self.unreachable:
+            return []
+        try:
+            arrays = await self._stores.at(store)
+        except UnavailableError as exc:
+            if store in self.unreachable:
+                return []
+            self.unreachable.add(store)
+            return [Finding("no_store", record.document.id, f"{exc}; nothing there was looked at", store=store)]
+        if store not in self._known:
+            self._known[store] = _Verifying(self._metadata, self._stores, arrays, store)
+        findings = self._known[store].record(record, repair)
+        return [msgspec.structs.replace(finding, store=store) async for finding in findings]
 
 
 class _Verifying:
@@ -111,24 +145,25 @@ class _Verifying:
         self._metadata, self._stores, self._arrays = metadata, stores, arrays
         self._sweeps = SweepMaintenance(metadata, arrays)
         self._snapshots = SnapshotMaintenance(metadata, arrays, store)
-        self._seen: set[str] = set()
-        """Hashes of snapshots that were looked at: many records have the same."""
+        self._lookers: dict[str, str] = {}
+        """The DataFile with which a snapshot is looked at, by its hash: many records have the same."""
+        self._many = asyncio.Lock()
+        """Arrays of many chunks are read one after another: each is read in parallel, and takes memory."""
 
     async def record(self, record: Record, repair: bool) -> AsyncIterator[Finding]:
         """What is wrong with a DataFile."""
         document, blobs = record.document, self._arrays.blobs
         prefix = group_prefix(document.id, record.attempt)
-        if not await blobs.children(f"{document.id}/{record.attempt}"):
+        sizes = {entry.key: entry.size async for entry in blobs.walk(document.id)}
+        if not any(key.startswith(f"{document.id}/{record.attempt}/") for key in sizes):
             yield Finding("no_blobs", document.id, f"nothing lies under {document.id}/{record.attempt}")
             return
-        marks = [name for name in await blobs.children(document.id) if name.startswith(TOMBSTONE)]
+        marks = [key for key in sizes if key.startswith(f"{document.id}/{TOMBSTONE}")]
         if marks:
-            for mark in marks if repair else ():
-                await blobs.remove(f"{document.id}/{mark}")
+            await blobs.remove_many(marks if repair else ())
             yield Finding("half_deleted", document.id, "a deletion was begun and never committed", repair)
         snapshot = separated(document)[1]
-        if snapshot is not None and snapshot.hash not in self._seen:
-            self._seen.add(snapshot.hash)
+        if snapshot is not None and self._lookers.setdefault(snapshot.hash, document.id) == document.id:
             flaw = await self._snapshots.flaw(snapshot, repair)
             if flaw:
                 yield Finding("damaged_snapshot", document.id, flaw, repair)
@@ -139,27 +174,29 @@ class _Verifying:
             async for detail in self._sweeps.verify(record):
                 yield Finding("damaged_chunk", document.id, detail)
         for array in document.arrays if document.state != "open" else ():
-            async for finding in self._verify_array(document.id, record.attempt, array):
+            async for finding in self._verify_array(document.id, record.attempt, array, sizes):
                 yield finding
-        async for finding in self._verify_files(record):
+        async for finding in self._verify_files(record, sizes):
             yield finding
 
-    async def _verify_files(self, record: Record) -> AsyncIterator[Finding]:
+    async def _verify_files(self, record: Record, sizes: dict[str, int]) -> AsyncIterator[Finding]:
         document, blobs = record.document, self._arrays.blobs
         for info in document.files:
             key = f"{document.id}/{record.attempt}/files/{info.key}"
+            digest, at = hashlib.sha256(), 0
             try:
-                digest, at = hashlib.sha256(), 0
                 while at < info.size:
                     piece = await blobs.get(key, at, at + (8 << 20))
                     if not piece:
                         break
                     digest.update(piece)
                     at += len(piece)
-                if await blobs.size(key) != info.size or digest.hexdigest() != info.sha256:
-                    yield Finding("damaged_file", document.id, f"file {info.name!r} does not match its SHA-256")
             except NotFoundError:
+                sizes.pop(key, None)
+            if key not in sizes:
                 yield Finding("missing_file", document.id, f"file {info.name!r} is missing")
+            elif sizes[key] != info.size or digest.hexdigest() != info.sha256:
+                yield Finding("damaged_file", document.id, f"file {info.name!r} does not match its SHA-256")
 
     async def _verify_copy(self, record: Record, prefix: str, repair: bool) -> Finding | None:
         document = record.document
@@ -176,7 +213,7 @@ class _Verifying:
             await write_newest_copy(self._metadata, self._stores, record)
         return msgspec.structs.replace(finding, repaired=repair)
 
-    async def _verify_array(self, id: str, attempt: str, array: ArrayInfo) -> AsyncIterator[Finding]:
+    async def _verify_array(self, id: str, attempt: str, array: ArrayInfo, sizes: dict[str, int]) -> AsyncIterator[Finding]:
         blobs, prefix = self._arrays.blobs, group_prefix(id, attempt)
         try:
             stored = msgspec.json.decode(await blobs.get(f"{prefix}/{array.name}/zarr.json"))
@@ -191,29 +228,28 @@ class _Verifying:
             yield Finding("damaged_chunk", id, str(exc))
             return
         keys = [f"{prefix}/{chunk_key(array.name, index)}" for index in indices]
-        for first in range(0, len(keys), BATCH):
-            for finding in await self._verify_chunks(id, array, dtype, keys[first : first + BATCH]):
-                yield finding
+        present = [key for key in keys if key in sizes]
+        for key in set(keys).difference(present):
+            yield Finding("missing_chunk", id, f"chunk {key!r} is missing")
+        async with self._many if len(present) > FEW else nullcontext():
+            for first in range(0, len(present), BATCH):
+                for finding in await self._verify_chunks(id, array, dtype, present[first : first + BATCH]):
+                    yield finding
 
     async def _verify_chunks(self, id: str, array: ArrayInfo, dtype: np.dtype[Any], keys: list[str]) -> list[Finding]:
-        present = [key for key in keys if await self._has(key)]
-        findings = [Finding("missing_chunk", id, f"chunk {key!r} is missing") for key in keys if key not in set(present)]
+        findings: list[Finding] = []
 
         def consume(i: int, data: bytes) -> None:
             try:
-                decode_chunk(data, array, dtype, present[i])
+                decode_chunk(data, array, dtype, keys[i])
             except CorruptionError as exc:
                 findings.append(Finding("damaged_chunk", id, str(exc)))
 
-        await self._arrays.blobs.get_many(present, consume)
-        return findings
-
-    async def _has(self, key: str) -> bool:
         try:
-            await self._arrays.blobs.size(key)
-        except NotFoundError:
-            return False
-        return True
+            await self._arrays.blobs.get_many(keys, consume)
+        except NotFoundError as exc:  # it was there when it was listed
+            findings.append(Finding("missing_chunk", id, str(exc)))
+        return findings
 
 
 def _is_copy(copy: Copy, document: DataFile) -> bool:

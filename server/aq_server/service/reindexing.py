@@ -18,8 +18,12 @@ from aq_server.service.copies import read_copy, whole_document
 from aq_server.service.datafiles import TOMBSTONE
 from aq_server.service.maintenance import measured_chunks
 from aq_server.service.sweep_maintenance import SweepMaintenance
+from aq_server.service.tasks import ahead
 
 __all__ = ["Reindexed", "Reindexing"]
+
+AT_ONCE = 8
+"""DataFiles looked at a time: each waits for its store several times."""
 
 
 class Reindexed(msgspec.Struct, frozen=True):
@@ -52,22 +56,27 @@ class Reindexing:
             for id in await home.arrays.blobs.children(""):
                 if not id.startswith(".") and id != SNAPSHOTS:
                     homes.setdefault(id, []).append(home)
-        for id in sorted(homes):
-            if await self._metadata.get(id) is not None:
-                yield Reindexed(id, "known", "the database has it")
-            else:
-                yield await self._restored(id, homes[id])
 
-    async def _restored(self, id: str, homes: list[_Home]) -> Reindexed:
-        """One that the database does not have; that it was deleted counts wherever it is said."""
-        found: list[tuple[Record | str, _Home]] = []
+        async def look(id: str) -> tuple[str, _Found | None]:
+            return id, await self._found(id, homes[id]) if await self._metadata.get(id) is None else None
+
+        async for id, found in ahead(_each(sorted(homes)), look, AT_ONCE):
+            # One after another: the order of saving is that of the ids.
+            yield await self._restored(id, *found) if found else Reindexed(id, "known", "the database has it")
+
+    async def _found(self, id: str, homes: list[_Home]) -> _Found:
+        candidates: list[tuple[Record | str, _Home]] = []
         is_dead = False
         for home in homes:
             for name in await home.arrays.blobs.children(id):
                 if name.startswith(TOMBSTONE):
                     is_dead = True
                 else:
-                    found.append((await home.candidate(id, name), home))
+                    candidates.append((await home.candidate(id, name), home))
+        return candidates, is_dead
+
+    async def _restored(self, id: str, found: list[tuple[Record | str, _Home]], is_dead: bool) -> Reindexed:
+        """One that the database does not have; that it was deleted counts wherever it is said."""
         records = [(record, home) for record, home in found if isinstance(record, Record)]
         if not records:
             reasons = "; ".join(str(reason) for reason, _ in found)
@@ -85,6 +94,11 @@ class Reindexing:
             best = restored
         detail = f"{best.document.name!r}, revision {best.document.revision}"
         return Reindexed(id, "tombstone" if is_dead else "restored", detail, home.store)
+
+
+async def _each(ids: list[str]) -> AsyncIterator[str]:
+    for id in ids:
+        yield id
 
 
 class _Home:
@@ -125,5 +139,8 @@ class _Home:
         document = msgspec.structs.replace(document, path=prefix, store=self.store, intended_store=intended)
         return Record(document, attempt, copy.digest)
 
+
+_Found = tuple[list[tuple[Record | str, _Home]], bool]
+"""What an id's blobs describe, or why not, and whether one of its stores says that it was deleted."""
 
 resolve(Reindexed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 
 from aq_data.errors import CorruptionError, NotFoundError
@@ -22,8 +21,7 @@ class SnapshotMaintenance:
 
     async def orphans(self, older_than: float, delete: bool) -> AsyncIterator[BlobEntry]:
         """What no record of a DataFile in this store refers to, removed when `delete`."""
-        latest = time.time() - older_than
-        found = [entry async for entry in self._arrays.blobs.walk(SNAPSHOTS) if entry.modified <= latest]
+        found = [entry async for entry in self._arrays.blobs.walk(SNAPSHOTS) if entry.age >= older_than]
         known = await self._metadata.snapshots(self._store) if found else set()
         for entry in found:
             hash = entry.key.removeprefix(f"{SNAPSHOTS}/").removesuffix(".json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -21,6 +20,7 @@ from aq_data.storage.arrays.manifest import NOTHING, PART, Manifest, cell_key, d
 from aq_data.storage.arrays.store import ArrayStore
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.store import MetadataStore
+from aq_server.service.listing import Attempt
 from aq_server.service.saving import now
 
 __all__ = ["SweepMaintenance"]
@@ -44,11 +44,10 @@ class SweepMaintenance:
     def __init__(self, metadata: MetadataStore, arrays: ArrayStore) -> None:
         self._metadata, self._arrays, self._folder = metadata, arrays, Folder(arrays.blobs)
 
-    async def orphans(self, record: Record, older_than: float, delete: bool) -> AsyncIterator[BlobEntry]:
+    async def orphans(self, record: Record, attempt: Attempt, older_than: float, delete: bool) -> AsyncIterator[BlobEntry]:
         """What of the open phase nobody needs any more, removed when `delete`; of an ended sweep whole prefixes."""
-        id, attempt = record.document.id, record.attempt
-        prefixes = (open_prefix(id, attempt), f"{id}/{attempt}/blocks")
-        found, blocks = [[entry async for entry in self._arrays.blobs.walk(prefix)] for prefix in prefixes]
+        prefixes = (open_prefix(attempt.id, attempt.key), f"{attempt.id}/{attempt.key}/blocks")
+        found, blocks = attempt.below("open"), attempt.below("blocks")
         if record.document.state == "open":
             found, blocks = await self._unneeded(record, found, blocks, delete)
             unneeded = (*found, *blocks)
@@ -59,7 +58,7 @@ class SweepMaintenance:
                 if entries
             )
         for entry in unneeded:
-            if entry.modified <= time.time() - older_than:
+            if entry.age >= older_than:
                 if delete:
                     await self._arrays.blobs.remove(entry.key)
                 yield entry

@@ -1,0 +1,93 @@
+"""What `gc` takes and leaves, and what `verify` says beside servers at work."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+import numpy as np
+import pytest
+from services.deployment import at, blobs, listed, opened, overwrite, with_stores
+
+from aq_data.storage.arrays.blobs import BlobStore
+
+
+def gc(data, older_than: float = 0.0) -> list[tuple[str, str]]:
+    found = with_stores(data, lambda stores: listed(stores.maintenance.gc(older_than, delete=True)))
+    return [(orphan.prefix, orphan.reason) for orphan in found]
+
+
+def test_no_name_of_an_array_makes_it_an_orphan(data):
+    """Also such as the store gives to what it has not finished."""
+    values = {
+        name: np.arange(5.0) + i for i, name in enumerate(["x.tmp", "zarr.json.tmp", "files", "open", "blocks", ".tmp"])
+    }
+    scalars = {f"0 {name}": np.float64(1.5) for name in values}
+    with opened(data) as client:
+        id = client.save(values | scalars).id
+        assert gc(data) == []
+        file = client.get(id)
+        for name, expected in (values | scalars).items():
+            np.testing.assert_array_equal(file[name][...], expected)
+
+
+def test_what_was_being_replaced_when_a_process_died_goes(data):
+    with opened(data) as client:
+        file = client.save({"x": np.arange(5.0)})
+        group = at(file.path)
+        for name in ("zarr.json.17.4.99.tmp", "x/zarr.json.17.4.99.tmp"):
+            overwrite(group / name, b"half")
+        assert sorted(gc(data)) == sorted(
+            (f"{group.relative_to(blobs(data))}/{name}", "never finished")
+            for name in ("zarr.json.17.4.99.tmp", "x/zarr.json.17.4.99.tmp")
+        )
+        assert gc(data) == []
+        np.testing.assert_array_equal(client.get(file.id)["x"][...], np.arange(5.0))
+
+
+@pytest.mark.embedded("makes folders")
+def test_folders_in_which_nothing_lies_go_when_they_are_old(data):
+    """Of a save that died before its first blob; the age is that of the folder."""
+    with opened(data) as client:
+        kept = client.save({"x": np.arange(5.0)}).id
+        id = client.save(None).id
+        (attempt,) = (blobs(data) / id).iterdir()
+        begun = blobs(data) / id.replace(id[-4:], "beef") / ("a" * 16) / "arrays.zarr" / "x" / "c"
+        begun.mkdir(parents=True)
+        assert gc(data, older_than=60) == []
+        os.utime(begun, (time.time() - 100,) * 2)
+        assert gc(data, older_than=60) == [(f"{begun.parts[-5]}/{'a' * 16}", "never published")]
+        assert {path.name for path in blobs(data).iterdir() if path.is_dir()} == {kept, id}
+        assert attempt.exists()
+
+
+@pytest.mark.parametrize("change", ["delete", "update"])
+def test_what_changes_while_it_is_verified_is_no_finding(data, monkeypatch, change):
+    """The listing is of before, the reading of after."""
+    with opened(data) as client:
+        others = [client.save({"x": np.arange(5.0)}).id for _ in range(3)]
+        file = client.save({"x": np.arange(5.0)})
+        looked = 0
+
+        def disturb() -> None:
+            if change == "delete":
+                client.delete(file.id)
+            else:
+                client.update(file.id, {"comment": "newer"})
+
+        for kind in BlobStore.__subclasses__():
+
+            async def walk(self, prefix, *, folders=False, walked=kind.walk):
+                nonlocal looked
+                async for entry in walked(self, prefix, folders=folders):
+                    yield entry
+                if prefix == file.id:
+                    looked += 1
+                    if looked == 1:
+                        await asyncio.to_thread(disturb)
+
+            monkeypatch.setattr(kind, "walk", walk)
+        assert [f for f in with_stores(data, lambda stores: listed(stores.maintenance.verify())) if f.kind != "orphan"] == []
+        assert looked >= 1
+        assert {hit.id for hit in client.search()} >= set(others)
