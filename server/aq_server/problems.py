@@ -82,7 +82,11 @@ def problem_of(exc: Exception, path: str, request_id: str) -> Problem:
     error, status = as_error(exc)
     if status >= 500:
         fields = {"request_id": request_id, "path": path, "code": error.code}
-        log.error("request failed", exc_info=exc, extra={"fields": fields})
+        if isinstance(error, UnavailableError):
+            # What waiting may mend says itself what is down, and an outage says it as often as there are requests.
+            log.warning("request refused", extra={"fields": {**fields, "error": error.message}})
+        else:
+            log.error("request failed", exc_info=exc, extra={"fields": fields})
     return Problem(
         type=f"urn:aq-data:error:{error.code}",
         title=HTTPStatus(status).phrase,

@@ -25,7 +25,7 @@ from aq_server.service.datafiles import DataFiles
 from forms import DATAFILES, array_part, declared, document_part, new_id, save
 from services.deployment import blobs, deployed, overwrite
 
-from aq_data.errors import AqDataError, ConfigError
+from aq_data.errors import AqDataError, ConfigError, UnavailableError
 
 # --- configuration -------------------------------------------------------------------------------------------------
 
@@ -279,6 +279,21 @@ def test_what_nobody_foresaw_is_told_to_the_log_and_not_to_the_client(own, monke
     assert isinstance(record.exc_info[1], ZeroDivisionError)
     monkeypatch.undo()
     assert own.get(f"{DATAFILES}/{id}").status_code == 200
+
+
+def test_what_is_down_is_one_line_for_each_request(own, monkeypatch, caplog):
+    """An outage is refused as often as it is asked: each line says what is down, and none has the way there."""
+
+    async def fail(*_: object) -> None:
+        raise UnavailableError("the database does not answer; try again") from OSError("no route")
+
+    monkeypatch.setattr(DataFiles, "get", fail)
+    answer = own.get(f"{DATAFILES}/{new_id()}")
+    assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+    (record,) = (record for record in caplog.records if record.name == "aq_data")
+    assert (record.levelname, record.exc_info) == ("WARNING", None)
+    assert record.fields["error"] == "the database does not answer; try again"
+    assert record.fields["request_id"] == answer.headers["request-id"]
 
 
 def test_a_refusal_is_no_error_in_the_log(serve):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import struct
 import time
 
@@ -12,11 +13,13 @@ import xarray as xr
 import zarr
 from aq_server.commands.serving import running
 from aq_server.service import folding
+from aq_server.service.following import Following
 from forms import DATAFILES, RAW, document_part, new_id
 from services.deployment import deployed, open_zarr
 from test_zarr_view import HttpStore
 
 import aq_data
+from aq_data.errors import UnavailableError
 
 SWEEPS = "/api/v1/sweeps"
 IQ = {"name": "iq", "dtype": "<c16", "dims": ["flux", "delay"], "shape": [3, None]}
@@ -257,6 +260,32 @@ def test_events_are_server_sent_with_ids_to_go_on_from(wire):
     assert wrong.status_code == 422
     assert wire.get(f"{DATAFILES}/{new_id()}/events").status_code == 404
     assert wire.head(f"{DATAFILES}/{id}/events").status_code == 200
+
+
+def test_a_stream_of_events_ends_where_the_store_is_down_and_goes_on_after(own, monkeypatch, caplog):
+    """The status has gone out: the stream ends as a stream does, whoever comes again is told 503, and nothing is missed."""
+    id = opened(own)
+    assert append(own, id, iq_block(1, columns(1))).status_code == 200
+    real, looks = Following._next, 0
+
+    async def look(self, id, seq, revision):
+        nonlocal looks
+        looks += 1
+        if looks > 1:
+            raise UnavailableError("the database does not answer; try again")
+        return await real(self, id, seq, revision)
+
+    monkeypatch.setattr(Following, "_next", look)
+    first = own.get(f"{DATAFILES}/{id}/events")
+    assert (first.status_code, first.text.count("event: block")) == (200, 1)
+    refused = own.get(f"{DATAFILES}/{id}/events", headers={"last-event-id": "1-1"})
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert [(r.levelname, r.exc_info) for r in caplog.records if r.levelno >= logging.WARNING] == [("WARNING", None)] * 2
+    monkeypatch.undo()
+    assert append(own, id, iq_block(2, columns(2))).status_code == 200
+    with own.stream("GET", f"{DATAFILES}/{id}/events", headers={"last-event-id": "1-1"}) as answer:
+        lines = (line for line in answer.iter_lines() if line.startswith("id:"))
+        assert next(lines) == "id: 2-1"
 
 
 def test_a_silent_sweep_is_stale_until_its_writer_goes_on(data):

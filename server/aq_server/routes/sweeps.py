@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncIterator
 from typing import Any, Literal
@@ -29,6 +30,8 @@ from aq_server.service.opening import Opening
 from aq_server.service.sweeps import Sweeps
 
 __all__ = ["EventRoutes", "SweepRoutes"]
+
+log = logging.getLogger("aq_data")
 
 EVENT_STREAM = "text/event-stream"
 HEARTBEAT_SECONDS = 15.0
@@ -239,13 +242,17 @@ class EventRoutes(Controller):
 async def _lines(first: list[Event], events: AsyncIterator[list[Event]]) -> AsyncIterator[bytes]:
     yield b"retry: 1000\n\n" + b"".join(map(_line, first))
     last = time.monotonic()
-    async for batch in events:
-        if batch:
-            yield b"".join(map(_line, batch))
-            last = time.monotonic()
-        elif time.monotonic() - last > HEARTBEAT_SECONDS:
-            yield b":\n\n"
-            last = time.monotonic()
+    try:
+        async for batch in events:
+            if batch:
+                yield b"".join(map(_line, batch))
+                last = time.monotonic()
+            elif time.monotonic() - last > HEARTBEAT_SECONDS:
+                yield b":\n\n"
+                last = time.monotonic()
+    except UnavailableError as exc:
+        # The status has gone out. Whoever follows comes again, with the id of the last event, and is told what is down.
+        log.warning("an event stream ends", extra={"fields": {"error": exc.message}})
 
 
 def _line(event: Event) -> bytes:
