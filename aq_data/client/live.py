@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import msgspec
 
-from aq_data.client.delivery import Delivery
+from aq_data.client.delivery import Delivery, SpoolDamagedError
 from aq_data.client.http import Http
 from aq_data.client.spool import Spool
 from aq_data.client.spools import spool_paths
@@ -79,14 +79,22 @@ def _parsed(pieces: Iterator[bytes]) -> Iterator[Event]:
 def push(http: Http, spool: Spool) -> int:
     """Deliver a spool that was left behind, and delete it; how many blocks it held that had not arrived.
 
-    What it raises leaves the spool as it was. The lock is let go of either way.
+    What it raises leaves the spool as it was. The lock is let go of either way. SpoolDamagedError when something of it
+    cannot be read: what stands before that was delivered.
     """
     delivery = Delivery(http, spool, is_live=False)
     try:
         spool.mark_delivering()
-        if not spool.is_empty:
+        if spool.whole(0):  # else its process was killed before anything was accepted, or it is damaged from its beginning
             while delivery.step():
                 pass
+        damage = spool.damage()
+        if damage:
+            raise SpoolDamagedError(
+                f"something in the spool {spool.path} of sweep {spool.target.sweep} cannot be read: {damage}. "
+                f"Of what stands before it {delivery.sent} blocks were delivered now. Put back what is damaged, or delete "
+                "the folder to give up the rest"
+            )
     except BaseException:
         spool.close()
         raise

@@ -8,6 +8,7 @@ are appended and never changed, so what a crash leaves is whole up to its last f
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import struct
@@ -21,7 +22,8 @@ from typing import BinaryIO, Literal, NamedTuple
 import filelock
 import msgspec
 
-from aq_data.errors import CorruptionError, StorageError
+from aq_data.errors import CorruptionError, StorageError, ValidationError
+from aq_data.models.arrays import parse_dtype
 from aq_data.models.structs import resolve
 from aq_data.models.sweep import Block, NewSweep
 
@@ -267,6 +269,36 @@ class Spool:
             at = stop
         return at
 
+    def damage(self) -> str:
+        """Where frames that were accepted cannot be read, in words; "" when what cannot is no more than a crash leaves.
+
+        That is a frame at the very end that was not written whole, or a tail of zeros.
+        """
+        segments = self.segments()
+        for segment in segments:
+            at, size = self.whole(segment), self._segment_path(segment).stat().st_size
+            if at < size and not (segment == segments[-1] and self._is_cut_off(segment, at, size)):
+                return f"{size - at} bytes of {self._segment_path(segment).name}, from byte {at} on"
+        return ""
+
+    def _is_cut_off(self, segment: int, at: int, size: int) -> bool:
+        if size - at < _HEAD.size + _BODY.size:
+            return True
+        if not any(any(self._pread(segment, i, min(READ_BYTES, size - i))) for i in range(at, size, READ_BYTES)):
+            return True
+        length, _ = _HEAD.unpack(self._pread(segment, at, _HEAD.size))
+        kind, header_length = _BODY.unpack(self._pread(segment, at + _HEAD.size, _BODY.size))
+        first = at + _HEAD.size + _BODY.size
+        if at + _HEAD.size + length <= size or kind >= len(_KINDS) or header_length > length - _BODY.size:
+            return False
+        if first + header_length > size:
+            return size - at <= READ_BYTES
+        try:
+            values = _values_size(_KINDS[kind], self._pread(segment, first, header_length))
+        except (msgspec.DecodeError, ValidationError):
+            return False
+        return bool(length == _BODY.size + header_length + values)
+
     def _pread(self, segment: int, start: int, length: int) -> bytes:
         if self._reading is None or self._reading[0] != segment:
             self._close_reading()
@@ -304,11 +336,6 @@ class Spool:
                     self._segment_path(segment).unlink(missing_ok=True)
                     del self._last[segment]
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no frame is whole: its process was killed before anything was accepted."""
-        return all(self.whole(segment) == 0 for segment in self.segments())
-
     def mark_refused(self, reason: str) -> bool:
         """Remember why the server did not take it, for who asks what waits; whether that is news."""
         file = self.path / "refused"
@@ -330,6 +357,20 @@ class Spool:
             return int((self.path / "acknowledged").read_text() or 0)
         except (OSError, ValueError):
             return 0
+
+
+def _values_size(kind: Kind, header: bytes) -> int:
+    """Bytes of the values that follow a header."""
+    if kind == "open":
+        return sum(size for _, size in msgspec.json.decode(header, type=Open).given)
+    if kind == "end":
+        msgspec.json.decode(header, type=End)
+        return 0
+    pieces = msgspec.json.decode(header, type=Block).variables
+    return sum(
+        math.prod(piece.shape) * parse_dtype(piece.dtype, piece.name).itemsize if piece.nbytes is None else piece.nbytes
+        for piece in pieces
+    )
 
 
 def _write(file: BinaryIO, part: Buffer) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import time
 from collections.abc import Callable, Coroutine
 from functools import wraps
 from pathlib import Path
@@ -349,8 +350,10 @@ async def test_4_a_folder_that_wakes_late_puts_nothing_over_the_newer_chunk(a, b
     a.step.go_on()
     await folding
     assert await r.read(plan) == [1, 2, 2, 1]
+    assert len(await r.blobs.children(f"{plan.id}/{plan.attempt}/open")) == 2, "it may be in force for all that is known"
+    _ = [orphan async for orphan in Maintenance(r.metadata, r.stores).gc(0.0, delete=True)]
     made = await r.blobs.children(f"{plan.id}/{plan.attempt}/open")
-    assert made == [(await r.state(plan)).manifest], "what a refused fold made is removed, and nothing else"
+    assert made == [(await r.state(plan)).manifest], "what a refused fold made is collected, and nothing else"
 
 
 @traced
@@ -405,6 +408,33 @@ async def test_5_gc_beside_a_folder_takes_nothing_that_comes_into_force(a, g):
         assert await g.read(plan) == values
     assert (await g.sweeps.end(plan.id, "complete", Ending({"w": 4}))).state == "complete"
     assert await g.read(plan) == values
+
+
+@traced
+async def test_5_a_fold_that_is_told_no_takes_nothing_away(a, b, r):
+    """It was recorded, the answer was lost, and the next folder's lease hid whose write it was: its chunks are in force."""
+    plan = await a.open()
+    await a.write(plan, 1, [1, 1, 1, 1])
+    log = type(a._metadata.sweeps)
+    real = log.record_fold
+
+    async def unanswered(self: Any, *arguments: Any) -> bool:
+        assert await real(self, *arguments)
+        await a.expire(plan)
+        instant = time.time()
+        assert await b._metadata.sweeps.lease(plan.id, instant, instant + 0.1) is not None
+        return False
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log, "record_fold", unanswered)
+        await a.fold(plan)
+    assert (await r.state(plan)).folded == 1
+    assert await r.read(plan) == [1.0] * 4
+    await b.write(plan, 2, [2, 2], start=0)
+    await b.expire(plan)
+    await b.fold(plan)
+    assert await r.read(plan) == [2.0, 2.0, 1.0, 1.0]
+    assert [finding async for finding in Maintenance(r.metadata, r.stores).verify() if finding.kind != "orphan"] == []
 
 
 # --- 6: a lost answer -------------------------------------------------------------------------------------------------------------------

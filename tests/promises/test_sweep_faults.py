@@ -9,6 +9,7 @@ import os
 import random
 import resource
 import secrets
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -28,9 +29,10 @@ from sweeping import check_events, quiet_port, wait_for
 from test_faults import CUT_ANSWER, CUT_REQUEST, DELAY, DROP_ANSWER, Fault, Wire, small_disk
 
 import aq_data
+from aq_data.client.delivery import Delivery
 from aq_data.client.spools import found_spools, spool_root
 from aq_data.client.sweeps import Sweep
-from aq_data.errors import NotFoundError, StorageError, UnavailableError
+from aq_data.errors import CorruptionError, NotFoundError, StorageError, UnavailableError
 from aq_data.models.datafile import make_id
 
 SEED = int(os.environ.get("AQ_DATA_SEED") or secrets.randbits(32))
@@ -324,7 +326,10 @@ DEAD = """
     "torn", ["whole", "flipped", *(pytest.param(t, marks=pytest.mark.soak) for t in ("cut", "noise", "header"))]
 )
 def test_what_a_dead_process_left_is_delivered(data, serve, spools, torn):
-    """By the next `connect`; of a last frame that the crash tore nothing is used, everything before it is."""
+    """By the next `connect`; of a last frame that the crash tore nothing is used, everything before it is.
+
+    What no crash leaves is told: it stays where it is, and so does everything behind it.
+    """
     port = quiet_port(random.Random())
     server = serve("--port", str(port))
     id = make_id(time.time_ns() // 1_000_000, secrets.token_bytes(10))
@@ -348,11 +353,57 @@ def test_what_a_dead_process_left_is_delivered(data, serve, spools, torn):
     segment.write_bytes(content)
     serve("--port", str(port))
     with aq_data.connect(server.url) as client:
+        if torn in ("flipped", "noise"):
+            wait_for(lambda: (segment.parent / "refused").exists(), "nothing is said of the damage")
+            (outcome,) = client.deliver()
+            assert isinstance(outcome.error, CorruptionError)
+            assert segment.name in str(outcome.error)
+            assert segment.read_bytes() == content
+            shutil.rmtree(segment.parent)
         wait_for(lambda: left(spools) == [], "it is not delivered")
         assert_rows(client, id, 9 if torn in ("cut", "flipped") else 10, "open")
         with client.resume_sweep(id) as sweep:
             put(sweep, 10 if torn in ("cut", "flipped") else 11)
         assert_rows(client, id, 10 if torn in ("cut", "flipped") else 11)
+
+
+@pytest.mark.parametrize("damaged", ["the opening", "the third block", "the length of the third", "the end", "a hole"])
+def test_a_damaged_spool_is_never_deleted(near, spools, damaged):
+    """What stands before the damage arrives; what is damaged, and all behind it, stays for whoever can mend it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Delivery, "step", lambda _: _raise(UnavailableError("away")))
+        sweep = near.sweep("x", dims={"x": None}, variables={"y": ("f8", "x")})
+        for i in range(20):
+            sweep.append(y=float(i), x=float(i))
+        with pytest.raises(UnavailableError):
+            sweep.finish(0.1)
+        sweep.close()
+    (segment,) = spools.glob("*/*.segment")
+    content, starts, at = bytearray(segment.read_bytes()), [], 0
+    while at < len(content):
+        starts.append(at)
+        at += 12 + int.from_bytes(content[at : at + 8], "little")
+    assert len(starts) == 22
+    frame, delivered = {"the opening": (0, 0), "the end": (21, 20)}.get(damaged, (3, 2))
+    if damaged == "a hole":
+        content[starts[3] : starts[5]] = bytes(starts[5] - starts[3])
+    elif damaged == "the length of the third":
+        content[starts[3] + 2] ^= 0x10
+    else:
+        content[starts[frame] + 30] ^= 1
+    segment.write_bytes(content)
+    for _ in range(2):
+        (outcome,) = near.deliver()
+        assert isinstance(outcome.error, CorruptionError), outcome
+        assert str(segment.parent) in str(outcome.error)
+        assert segment.read_bytes() == content
+    if delivered:
+        assert near.get(sweep.id)["y"][...].tolist() == [float(i) for i in range(delivered)]
+        assert near.get(sweep.id).state == "open"
+
+
+def _raise(exc: Exception) -> None:
+    raise exc
 
 
 # --- full disks ----------------------------------------------------------------------------------------------------------

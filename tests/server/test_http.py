@@ -585,6 +585,20 @@ def test_the_name_of_a_download_survives_the_header(wire, name):
     assert plain[1].isascii()
 
 
+def test_an_id_may_be_written_in_capitals(own, data):
+    """Everything is done to the one DataFile: what is attached so is found by its true id, whatever is asked of it."""
+    id = save(own, {"a": np.arange(3.0)}, [("before", b"one")])["id"]
+    shouted = f"{DATAFILES}/{id.upper()}"
+    assert own.put(f"{shouted}/files/after", content=b"two").status_code == 201
+    for address in (shouted, f"{DATAFILES}/{id}"):
+        assert own.get(f"{address}/files/before").content == b"one"
+        assert own.get(f"{address}/files/after").content == b"two"
+        assert own.get(f"{address}/arrays/a?format=json").json() == [0, 1, 2]
+    assert own.patch(shouted, json={"comment": "x"}).json()["id"] == id
+    assert own.delete(shouted).status_code == 204
+    assert {path.name for path in blobs(data).iterdir() if not path.name.startswith(".")} == {id}
+
+
 def test_a_file_is_attached_once_and_never_changed(wire, shared_data):
     """201 new, 200 the same again, 409 other content; losers leave no blobs."""
     document = save(wire, name="f")

@@ -205,10 +205,6 @@ class Folder:
         data = await self._blobs.get(segment.key)
         return (await asyncio.to_thread(unpack, data, segment.key)).splitlines()
 
-    async def discard(self, plan: Plan, generation: str) -> None:
-        """Remove what a fold made that did not come into force."""
-        await self._blobs.remove(f"{open_prefix(plan.id, plan.attempt)}/{generation}")
-
     # --- the end ---------------------------------------------------------------------------------------------------
 
     async def publish(self, view: View) -> tuple[ArrayInfo, ...]:

@@ -136,6 +136,7 @@ class DataFiles:
     async def delete(self, id: str, if_match: int | None, user: str | None = None) -> None:
         """Turn the DataFile into a tombstone; its bytes stay until `gc`. Deleting again is NotFoundError (`deleted`)."""
         record = await self._check_revision(id, if_match)
+        id = record.document.id  # as it lies there, however it was written
         blobs = (await self.stores.at(record.document.store)).blobs
         # First beside the blobs: a catalogue rebuilt from them must not raise the dead. Each attempt to delete has a mark of
         # its own, so that one that fails never takes away the mark of one that succeeds.
@@ -165,6 +166,7 @@ class DataFiles:
     async def open_file(self, id: str, name: str) -> StoredFile:
         """An attached file, to be read in ranges. NotFoundError names the files there are."""
         record = await self.get(id)
+        id = record.document.id
         info = next((info for info in record.document.files if info.name == name), None)
         if info is None:
             names = ", ".join(repr(info.name) for info in record.document.files) or "none"
@@ -191,6 +193,7 @@ class DataFiles:
         """Attach one more file; whether it is new. The same content again is harmless, other content is ConflictError."""
         check_file_name(name)
         record = await self.get(id)
+        id = record.document.id
         blobs, key = (await self.stores.at(record.document.store)).blobs, secrets.token_hex(8)
         blob = file_key(id, record.attempt, key)
         writer = FileWriter(name, content_type, key, await blobs.upload(blob))

@@ -194,7 +194,7 @@ class Folding:
         generation, gone = await folder.fold(plan, tail.state, tail.rows)
         cut = tail.rows[-1].placed.seq
         if not await sweeps.record_fold(plan.id, leased.token, cut, generation, time.time()):
-            await folder.discard(plan, generation)
+            # Nothing is removed: "no" may come late, from a store that could not tell, after another went on from this fold.
             return None
         await sweeps.drop(plan.id, cut)
         await (await self._stores.at(plan.store)).blobs.remove_many(gone)
