@@ -10,13 +10,24 @@ import bson.errors
 import pymongo
 import pymongo.errors
 import pytest
-from metadata_suite import EVERYTHING, DurableMetadataStoreTests, changed, ids_of, insert_all, pages, record, within
+from metadata_suite import (
+    EVERYTHING,
+    DurableMetadataStoreTests,
+    changed,
+    expected_ids,
+    ids_of,
+    insert_all,
+    pages,
+    record,
+    within,
+)
 
 from aq_data.errors import AqDataError, ConfigError, QueryError, StorageError, TooLargeError, UnavailableError
 from aq_data.models.paths import parse_sort
 from aq_data.models.query import parse_filter
-from aq_data.storage.metadata import _mongo_border, _mongo_questions, _mql
+from aq_data.storage.metadata import _mongo_border, _mongo_questions, _mongo_schema, _mql
 from aq_data.storage.metadata._mongo_border import border, translate
+from aq_data.storage.metadata._mongo_records import SCHEMA_VERSION, TERMS_INDEX, TIME_INDEX, created_of
 from aq_data.storage.metadata.mongo import MongoStore
 
 
@@ -123,9 +134,10 @@ def test_a_walk_that_finds_nothing_near_sorts_what_matches(open_store, monkeypat
 
     async def body(store):
         await insert_all(store, records)
-        page = await store.search(parse_filter({"chip": "C1"}), parse_sort("-created_at"), 3, None)
-        assert ids_of(page) == [one.document.id for one in records[19:16:-1]]
-        assert walks == ["created_at"]
+        sort = parse_sort("-name")
+        page = await store.search(parse_filter({"chip": "C1"}), sort, 3, None)
+        assert ids_of(page) == expected_ids(records, {"chip": "C1"}, sort)[:3]
+        assert walks == ["name"]
 
     within(open_store, body)
 
@@ -167,6 +179,85 @@ def test_a_database_of_a_newer_version_is_refused(open_store, behind, versions):
     behind["meta"].insert_one({"_id": "schema", **versions})
     with pytest.raises(ConfigError, match="99"):
         within(open_store, lambda store: store.count(EVERYTHING))
+
+
+BY_TIME = ["created_at", "-created_at"]
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("text", BY_TIME)
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"chip": "C1"},
+        {"chip": {"$in": ["C1", "C2"]}},
+        {"power": {"$gte": 7}},
+        {"log": 3},
+        {"log": {"$gt": 3}},
+        {"$text": "n1"},
+    ],
+    ids=str,
+)
+def test_pages_by_time_are_whole_where_many_are_of_one_moment(open_store, monkeypatch, query, text):
+    """The index has the time, and what is of the same microsecond in no order: of one value, of several, of a range."""
+    monkeypatch.setattr(_mongo_questions, "SORTED_ANYWAY", 1_000)
+    records = [
+        record(
+            number,
+            name=f"n{number}",
+            created_at=f"2026-01-31T08:00:00.00000{number * 7 % 5}Z",
+            metadata={"chip": f"C{number % 3}", "power": number, "log": [number % 9, number % 4]},
+        )
+        for number in range(60)
+    ]
+
+    async def body(store):
+        await insert_all(store, records)
+        sort = parse_sort(text)
+        expected = expected_ids(records, query, sort)
+        assert len(expected) > 9
+        for limit in (1, 4, 7, 100):
+            assert await pages(store, query, sort, limit) == expected
+
+    within(open_store, body)
+
+
+def _as_version_2(behind):
+    """What an older aq-data left: no time but that in the order of saving, and other indexes."""
+    datafiles = behind["datafiles"]
+    datafiles.update_many({}, {"$unset": {"c": ""}})
+    for name in (TERMS_INDEX, TIME_INDEX):
+        datafiles.drop_index(name)
+    datafiles.create_index([("t.$**", 1)], name="terms")
+    datafiles.create_index([("deleted", 1), ("o", 1)], name="created_at")
+    behind["meta"].update_one({"_id": "schema"}, {"$set": {"version": 2}})
+
+
+@pytest.mark.services
+def test_a_database_of_version_2_is_dated_when_it_is_opened(open_store, behind, monkeypatch):
+    """Also one that a server left in the middle of it; tombstones, and documents of nothing but what is barred, too."""
+    monkeypatch.setattr(_mongo_schema, "BATCH", 7)
+    records = [record(metadata={"chip": "C1"}) for _ in range(30)]
+
+    async def save(store):
+        await insert_all(store, records)
+        assert await store.replace(changed(records[0], state="deleted"), 1)
+        await store.bar(record().document.id, "key")
+
+    async def look(store):
+        sort = parse_sort("-created_at")
+        assert await pages(store, {"chip": "C1"}, sort, 7) == expected_ids(records[1:], {"chip": "C1"}, sort)
+        assert len([one async for one in store.scan()]) == 30
+
+    within(open_store, save)
+    _as_version_2(behind)
+    last = behind["datafiles"].find_one({"_id": records[5].document.id})
+    behind["datafiles"].update_one({"_id": last["_id"]}, {"$set": {"c": created_of(last["o"])}})
+    within(open_store, look)
+    assert behind["datafiles"].count_documents({"c": {"$exists": True}}) == 30
+    assert {TERMS_INDEX, TIME_INDEX} <= set(behind["datafiles"].index_information())
+    assert not {"terms", "created_at"} & set(behind["datafiles"].index_information())
+    assert behind["meta"].find_one({"_id": "schema"})["version"] == SCHEMA_VERSION
 
 
 # --- indexes ---------------------------------------------------------------------------------------------------------------
@@ -232,7 +323,7 @@ class TestIndexes:
         plan = self.page(filled, query)
         found = stages(plan)
         assert ("COLLSCAN", None) not in found
-        assert {index for stage, index in found if stage == "IXSCAN"} == {"terms"}
+        assert {index for stage, index in found if stage == "IXSCAN"} == {TERMS_INDEX}
         statistics = plan.get("executionStats") or plan["stages"][0]["$cursor"]["executionStats"]
         assert statistics["totalKeysExamined"] <= examined
 
@@ -247,6 +338,25 @@ class TestIndexes:
         assert [index for stage, index in found if stage == "IXSCAN"] == [_mql.sort_index(parse_sort(sort))]
         statistics = plan.get("executionStats") or plan["stages"][0]["$cursor"]["executionStats"]
         assert statistics["totalDocsExamined"] <= 21
+
+    @pytest.mark.services
+    @pytest.mark.parametrize("sort", BY_TIME)
+    @pytest.mark.parametrize("query", [{"odd": 1}, {"chip": {"$in": ["C7", "C9", "C11"]}}, {"log": 5}], ids=str)
+    def test_a_page_of_one_value_by_time_reads_only_itself(self, filled, query, sort):
+        """Though 300 match: of several values one more of each."""
+        where = _mql.selection(parse_filter(query), False)
+        assert _mql.is_point(where)
+        plan = self.explained(filled, _mql.timed_pipeline(where, parse_sort(sort), 5), hint=TERMS_INDEX)
+        assert "SORT" not in {stage for stage, _ in stages(plan)}
+        statistics = plan.get("executionStats") or plan["stages"][0]["$cursor"]["executionStats"]
+        assert statistics["totalDocsExamined"] <= 8
+
+    @pytest.mark.services
+    def test_the_moments_of_a_range_are_read_from_the_index_alone(self, filled):
+        where = _mql.selection(parse_filter({"power": {"$gte": 0, "$lt": 200}}), False)
+        assert not _mql.is_point(where)
+        plan = self.explained(filled, _mql.moments_pipeline(where, parse_sort("-created_at"), 5), hint=TERMS_INDEX)
+        assert "FETCH" not in {stage for stage, _ in stages(plan)}
 
     @pytest.mark.services
     @pytest.mark.parametrize(

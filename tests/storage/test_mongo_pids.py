@@ -10,6 +10,7 @@ from metadata_suite import EVERYTHING, changed, record, within
 from aq_data.errors import ConflictError, UnavailableError
 from aq_data.models.query import parse_filter
 from aq_data.storage.metadata import _mongo_claims
+from aq_data.storage.metadata._mongo_records import SCHEMA_VERSION
 
 pytestmark = pytest.mark.services
 
@@ -128,7 +129,7 @@ def test_the_pids_of_a_database_of_version_1_are_claimed_when_it_is_opened(open_
     behind["meta"].update_one({"_id": "schema"}, {"$set": {"version": 1}})
     within(open_store, look)
     assert "pids" not in behind["datafiles"].index_information()
-    assert behind["meta"].find_one({"_id": "schema"})["version"] == 2
+    assert behind["meta"].find_one({"_id": "schema"})["version"] == SCHEMA_VERSION
 
 
 def test_a_pid_of_any_length_is_kept(open_store):

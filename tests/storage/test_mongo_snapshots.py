@@ -29,6 +29,7 @@ from aq_data.models.paths import parse_sort
 from aq_data.models.query import parse_filter
 from aq_data.models.stores import DEFAULT_STORE
 from aq_data.storage.metadata import _mongo_lookups, _mongo_questions, _mongo_snapshots
+from aq_data.storage.metadata._mongo_records import SCHEMA_VERSION
 from aq_data.storage.metadata.mongo import MongoStore
 from aq_data.storage.metadata.sqlite import SqliteStore
 
@@ -117,7 +118,7 @@ def test_records_of_an_older_version_are_found_beside_those_that_refer_to_a_snap
     within(open_store, body)
     assert behind["snapshots"].count_documents({}) == 4
     assert behind["datafiles"].count_documents({"snapshot": {"$exists": True}}) == 5
-    assert behind["meta"].find_one({"_id": "schema"})["version"] == 2
+    assert behind["meta"].find_one({"_id": "schema"})["version"] == SCHEMA_VERSION
 
 
 @pytest.mark.parametrize("times", [1, 100])

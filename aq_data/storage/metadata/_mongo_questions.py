@@ -1,8 +1,9 @@
 """How MongoDB answers a question: the total, then the page by the index of terms or by walking in sort order.
 
-The total is counted from the index alone where one condition decides; where several do, documents are counted and the first
-of them found in one pass. A small set is fetched and sorted. Of a large one the records are walked in the order asked for
-until the page is full, for a short time: where those that match stand at the far end, everything is sorted after all.
+The total is counted from the index alone where one condition decides, which also has the records of one value in order of
+time; where several decide, documents are counted and the first of them found in one pass. A small set is fetched and sorted.
+Of a large one the records are walked in the order asked for until the page is full, for a short time: where those that match
+stand at the far end, everything is sorted after all.
 What is sorted by a path inside of snapshots is sorted here, whole.
 
 Snapshots are asked first, for what they may match (`_mongo_lookups`).
@@ -10,6 +11,7 @@ Snapshots are asked first, for what they may match (`_mongo_lookups`).
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
@@ -31,7 +33,7 @@ from aq_data.storage.metadata import _mql
 from aq_data.storage.metadata._mongo_border import border
 from aq_data.storage.metadata._mongo_lookups import Lookups, facts_of
 from aq_data.storage.metadata._mongo_parts import Parts
-from aq_data.storage.metadata._mongo_records import field_of
+from aq_data.storage.metadata._mongo_records import TERMS_INDEX, TIME_INDEX, created_of, field_of
 from aq_data.storage.metadata._mongo_snapshots import Snapshots
 from aq_data.storage.metadata._shared import Shared, grouped, is_in_instruments
 from aq_data.storage.metadata.cursors import Cursor
@@ -95,11 +97,11 @@ class Questions:
         after = _mql.place_of(start, sort) if start else None
 
         async def page(asked: Asked) -> Page:
-            if start is None and limit and await self._is_one_pass(asked, sort):
-                total, is_exact, rows = await self._start(asked, sort, limit + 1)
+            if start is None:
+                total, is_exact, rows = await self._start(asked, sort, limit + 1 if limit else 0)
             else:
-                total, is_exact = (start.total, start.total_is_exact) if start else await self._total(asked)
-                rows = await self._rows(asked, sort, after, limit + 1, total) if limit and total else []
+                total, is_exact = start.total, start.total_is_exact
+                rows = await self._rows(asked, sort, after, limit + 1, total) if limit else []
             more = len(rows) > limit
             following = _mql.cursor_of(rows[limit - 1], sort, total, is_exact).encode(sort) if more else None
             await self._parts.fill(rows[:limit])
@@ -161,21 +163,31 @@ class Questions:
         datafiles = await self._collection("datafiles")
         return await datafiles.find_one({f"t.{field_of(path, kind)}": {"$exists": True}}, {"_id": 1}) is not None
 
+    async def _start(self, asked: Asked, sort: SortKey, limit: int) -> tuple[int, bool, list[Row]]:
+        """The total, whether it is exact, and the rows of the first page in order."""
+        if limit and await self._is_one_pass(asked, sort):
+            return await self._one_pass(asked, sort, limit)
+        if limit and _is_timed(asked, sort) and _mql.is_point(asked.where):
+            (total, is_exact), rows = await asyncio.gather(self._total(asked), self._timed(asked, sort, None, limit))
+            return max(total, len(rows[:EXACT_TOTAL])), is_exact, rows
+        total, is_exact = await self._total(asked)
+        return total, is_exact, await self._rows(asked, sort, None, limit, total) if limit and total else []
+
     async def _is_one_pass(self, asked: Asked, sort: SortKey) -> bool:
         """Whether to count means to read the documents, so that they are better put in order on the way."""
         if not asked.is_exact or not asked.is_indexed or asked.include_deleted or _mql.is_covered(asked.where):
             return False
         return not (is_in_instruments(sort.path) and await self._snapshots.have(sort.path))
 
-    async def _start(self, asked: Asked, sort: SortKey, limit: int) -> tuple[int, bool, list[Row]]:
-        """The total, whether it is exact, and the rows of the first page in order."""
+    async def _one_pass(self, asked: Asked, sort: SortKey, limit: int) -> tuple[int, bool, list[Row]]:
         found = await (await self._aggregate(_mql.start_pipeline(asked.where, sort, limit, EXACT_TOTAL + 1))).to_list()
         if not found:
             return 0, True, []
         if found[0]["n"] > EXACT_TOTAL:
             return EXACT_TOTAL, False, await self._rows(asked, sort, None, limit, EXACT_TOTAL)
         datafiles = await self._collection("datafiles")
-        wanted = {"deleted": False, "o": {"$in": [row["o"] for row in found[0]["top"]]}}
+        orders = [row["o"] for row in found[0]["top"]]
+        wanted = {"deleted": False, "c": {"$in": [created_of(order) for order in orders]}, "o": {"$in": orders}}
         documents = {row["o"]: row async for row in datafiles.find(wanted, {**WHOLE, "o": 1})}
         rows = [{**documents[row["o"]], **row} for row in found[0]["top"] if row["o"] in documents]
         return found[0]["n"], True, rows
@@ -201,6 +213,12 @@ class Questions:
         if not asked.is_exact:
             pipeline = [{"$match": asked.where}, {"$project": WHOLE}]
             return sum([1 async for _ in self._first(asked, pipeline, limit)])
+        datafiles = await self._collection("datafiles")
+        if _mql.is_covered(asked.where) and not await datafiles.database.client.is_mongos:
+            # Half of what a pipeline takes. On a cluster it also counts what is being moved from shard to shard.
+            command: Row = {"count": datafiles.name, "query": asked.where, "maxTimeMS": _ms(QUERY_SECONDS)}
+            command |= {"readConcern": datafiles.read_concern.document} | ({"limit": limit} if limit else {})
+            return int((await datafiles.database.command(command))["n"])
         found = await self._aggregate(_mql.total_pipeline(asked.where, limit))
         rows = await found.to_list()
         return int(rows[0]["n"]) if rows else 0
@@ -230,6 +248,13 @@ class Questions:
         """The rows of one page in order."""
         if is_in_instruments(sort.path) and await self._snapshots.have(sort.path):
             return await self._sorted_here(asked, sort, after, limit)
+        if _is_timed(asked, sort):
+            if _mql.is_point(asked.where):
+                return await self._timed(asked, sort, after, limit)
+            if await self._is_near(total, limit):
+                rows = await self._moments(asked, sort, after, limit)
+                if rows is not None:
+                    return rows
         index = None if asked.include_deleted else _mql.sort_index(sort)
         needed = limit if asked.is_exact else None
         if index is not None and not (asked.is_indexed and await self._is_near(total, limit)):
@@ -242,6 +267,32 @@ class Questions:
                     raise
         pipeline = _mql.page_pipeline(asked.where, sort, after, needed, asked.include_deleted)
         return [row async for row in self._first(asked, pipeline, limit)]
+
+    async def _timed(self, asked: Asked, sort: SortKey, after: Any, limit: int) -> list[Row]:
+        """As `_rows` of one value by time: just these records are read, in the order of the index of terms."""
+        where = asked.where if after is None else {"$and": [asked.where, _mql.behind(sort, after)]}
+        rows = await self._read(_mql.timed_pipeline(where, sort, limit + 1), TERMS_INDEX)
+        if len(rows) > limit and rows[limit]["c"] == rows[limit - 1]["c"]:
+            # Those of one moment come in no order, and all of them have to be seen to tell which are the first.
+            moment = rows[limit]["c"]
+            rows = [row for row in rows if row["c"] != moment]
+            same = {"$and": [where, {"c": moment}]}
+            rows += await self._read(_mql.page_pipeline(same, sort, None, limit - len(rows), False), TERMS_INDEX)
+        return sorted(rows[:limit], key=lambda row: bytes(row["o"]), reverse=sort.descending)
+
+    async def _moments(self, asked: Asked, sort: SortKey, after: Any, limit: int) -> list[Row] | None:
+        """As `_rows` of a range by time: the times of those that come first, from the index alone, then these records.
+
+        None when these are too few, for some went meanwhile, or others of the same moment are on the page before.
+        """
+        where = asked.where if after is None else {"$and": [asked.where, {"c": _mql.behind(sort, after)["c"]}]}
+        moments = [row["c"] for row in await self._read(_mql.moments_pipeline(where, sort, limit), TERMS_INDEX)]
+        those = _mql.walked({"$and": [{"c": {"$in": list(set(moments))}}, asked.where]})
+        rows = await self._read(_mql.page_pipeline(those, sort, after, limit, False), TIME_INDEX)
+        return rows if len(rows) == limit or len(moments) < limit else None
+
+    async def _read(self, pipeline: _mql.Pipeline, index: str) -> list[Row]:
+        return await (await self._aggregate(pipeline, hint=index)).to_list()
 
     async def _is_near(self, total: int, limit: int) -> bool:
         """Whether sorting what matches costs less than walking past what does not."""
@@ -315,6 +366,12 @@ class Questions:
         datafiles = await self._collection("datafiles")
         # What has to be sorted may be more than MongoDB sorts in memory.
         return await datafiles.aggregate(pipeline, maxTimeMS=_ms(seconds or QUERY_SECONDS), allowDiskUse=True, **options)
+
+
+def _is_timed(asked: Asked, sort: SortKey) -> bool:
+    """Whether it asks for one field, by time."""
+    is_by_time = sort.path == "created_at" and not asked.include_deleted
+    return is_by_time and asked.is_exact and asked.is_indexed and _mql.is_covered(asked.where)
 
 
 async def _batches(rows: AsyncIterator[Row], size: int) -> AsyncGenerator[list[Row], None]:

@@ -6,6 +6,7 @@
     holds                                           what it claims outside: see `_mongo_claims`
     apart                                           where the values of it lie that are large: see `_mongo_parts`
     o                                               its place in order of saving: `created_at`, then the id, in 24 bytes
+    c                                               the first part of that, `created_at` in microseconds since 1970
     s                                               for each path of `SORTED` its sort value and `o`, compared as one
     t                                               its terms: a field for each (path, kind), named by a hash of the two
     x                                               its texts too long for the index, whole, under the names they have in `t`
@@ -18,9 +19,10 @@ No field grows beyond a bound: `t`, `x` and `s` together have at most `INDEXED_B
 `document`, `change` and plan are apart when they are large. `barred` has some 30 bytes for each orphan that `gc` removed
 under this id. 16 MB are far from the sum.
 
-One wildcard index over `t` serves every path, and counts without reading a document (decision 0008). A tombstone has its
-terms in `g`, out of its way. Values in one field are of one BSON type. MongoDB compares a list by any of its elements, and
-each of two bounds by another one if need be: that is what `models.matching` says of several terms.
+One wildcard index over `t` serves every path, counts without reading a document, and has the records of a value in order of
+time (decision 0008). A tombstone has its terms in `g`, out of its way. Values in one field are of one BSON type. MongoDB
+compares a list by any of its elements, and each of two bounds by another one if need be: that is what `models.matching` says
+of several terms.
 """
 
 from __future__ import annotations
@@ -60,9 +62,11 @@ __all__ = [
     "SNAPSHOT",
     "SORTED",
     "TERMS_INDEX",
+    "TIME_INDEX",
     "WORDS",
     "Stored",
     "claims_of",
+    "created_of",
     "field_of",
     "fields_of",
     "found_by",
@@ -73,17 +77,18 @@ __all__ = [
 
 log = logging.getLogger("aq_data")
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Of a database of version 1 the records are whole, whatever the size of their instruments; they stay as they are until they
-are changed."""
+are changed. `c` came with version 3."""
 
 SORTED: dict[str, Kind] = {"name": "text", "measured_at": "date", "updated_at": "date", "size": "number"}
 """Paths with an index in sort order, besides `created_at` (by `o`) and `id`, and the one kind that their values have."""
 
-TERMS_INDEX = "terms"
+TERMS_INDEX = "terms_by_time"
+TIME_INDEX = "time"
 INDEXES: tuple[tuple[str, list[tuple[str, int]], dict[str, Any]], ...] = (
-    (TERMS_INDEX, [("t.$**", 1)], {}),
-    ("created_at", [("deleted", 1), ("o", 1)], {}),
+    (TERMS_INDEX, [("t.$**", 1), ("c", 1)], {}),
+    (TIME_INDEX, [("deleted", 1), ("c", 1), ("o", 1)], {}),
     *((path, [("deleted", 1), (f"s.{path}", 1)], {}) for path in SORTED),
     ("holds", [("holds", 1)], {"sparse": True}),
     ("pending", [("sweep.pending", 1)], {"partialFilterExpression": {"sweep.pending": True}}),
@@ -157,6 +162,7 @@ def stored(record: Record, encoded: bytes, snapshot: Snapshot | None) -> Stored:
         "digest": record.digest,
         "document": encoded,
         "o": order,
+        "c": created_of(order),
         "s": _sort_values(found.known, order),
         "x": found.texts,
         "g" if is_deleted else "t": found.terms,
@@ -270,6 +276,11 @@ def _order_of(document: DataFile, found: frozenset[Term]) -> Binary:
     except ValueError:
         place = hashlib.blake2b(document.id.encode(), digest_size=16).digest()
     return Binary((int(created) + (1 << 63)).to_bytes(8, "big") + place)
+
+
+def created_of(order: bytes) -> int:
+    """The field `c` of a record with this `o`."""
+    return int.from_bytes(order[:8], "big") - (1 << 63)
 
 
 def _sort_values(found: Iterable[Term], order: Binary) -> dict[str, Any]:

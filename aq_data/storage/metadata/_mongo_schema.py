@@ -2,25 +2,31 @@
 
     1 -> 2   pids are claimed in a collection of their own, not by a unique index, which a sharded cluster cannot keep; large
              instruments are snapshots. Records stay as they are: those of version 1 are whole, and found as ever.
+    2 -> 3   records have their time as a number, and the index of terms has it behind every value.
 
-A server of version 1 must not write beside one of version 2: stop it first.
+A server of an older version must not write beside one of a newer: stop it first.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
-from pymongo import IndexModel
+from pymongo import IndexModel, UpdateOne
+from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.errors import OperationFailure
+from pymongo.errors import NetworkTimeout, OperationFailure
 
 from aq_data.errors import ConfigError
 from aq_data.models.datafile import FORMAT
-from aq_data.storage.metadata._mongo_records import INDEXES, SCHEMA_VERSION, TERMS_INDEX, make_mark, pid_key
+from aq_data.storage.metadata._mongo_records import INDEXES, SCHEMA_VERSION, created_of, make_mark, pid_key
 
 __all__ = ["prepare"]
 
+log = logging.getLogger("aq_data")
+
 NO_INDEX = 27
+BATCH = 1000
 
 
 async def prepare(database: AsyncDatabase[dict[str, Any]]) -> None:
@@ -34,24 +40,55 @@ async def prepare(database: AsyncDatabase[dict[str, Any]]) -> None:
                 f"the database {database.name!r} is of {key} {found[key]}, this aq-data reads {known}; use the one that "
                 "made it"
             )
-    models = [IndexModel(keys, name=name, **options) for name, keys, options in INDEXES]
-    await database["datafiles"].create_indexes(models)
-    await database["snapshot_terms"].create_index([("t.$**", 1)], name=TERMS_INDEX)
-    await database["snapshot_terms"].create_index([("snapshot", 1)], name="snapshot")
-    await database["tokens"].create_index([("hash", 1)], name="hash", unique=True)
-    await database["kinds"].create_index([("path", 1)], name="path")
-    if found["version"] < SCHEMA_VERSION:
+    if found["version"] < 2:
         await _claim_pids(database)
+    if found["version"] < 3:
+        await _date(database)
+    await _index(database["datafiles"], [IndexModel(keys, name=name, **options) for name, keys, options in INDEXES])
+    terms = [IndexModel([("t.$**", 1)], name="terms"), IndexModel([("snapshot", 1)], name="snapshot")]
+    await _index(database["snapshot_terms"], terms)
+    await _index(database["tokens"], [IndexModel([("hash", 1)], name="hash", unique=True)])
+    await _index(database["kinds"], [IndexModel([("path", 1)], name="path")])
+    if found["version"] < SCHEMA_VERSION:
+        for name in ("pids", "terms", "created_at"):
+            await _drop(database["datafiles"], name)
         await database["meta"].update_one({"_id": "schema"}, {"$max": versions})
 
 
-async def _claim_pids(database: AsyncDatabase[dict[str, Any]]) -> None:
-    """Repeated from the beginning when it is interrupted, and harmless when several servers do it at once."""
-    async for row in database["datafiles"].find({"pid": {"$type": "string"}}, {"pid": 1}):
-        claim = {"$setOnInsert": {"id": row["_id"], "by": make_mark()}}
-        await database["pids"].update_one({"_id": pid_key(row["pid"])}, claim, upsert=True)
+async def _index(collection: AsyncCollection[dict[str, Any]], models: list[IndexModel]) -> None:
+    """Return when the indexes are there. To build one over many records takes longer than the driver waits for an answer."""
+    while True:
+        try:
+            await collection.create_indexes(models)
+            return
+        except NetworkTimeout:  # the server goes on with it, and whoever asks again waits for the same
+            log.warning("an index is being built", extra={"fields": {"collection": collection.name}})
+
+
+async def _drop(collection: AsyncCollection[dict[str, Any]], name: str) -> None:
     try:
-        await database["datafiles"].drop_index("pids")
+        await collection.drop_index(name)
     except OperationFailure as exc:
         if exc.code != NO_INDEX:
             raise
+
+
+# What follows is repeated from the beginning when it is interrupted, and harmless when several servers do it at once.
+
+
+async def _date(database: AsyncDatabase[dict[str, Any]]) -> None:
+    datafiles = database["datafiles"]
+    changes: list[UpdateOne] = []
+    async for row in datafiles.find({"c": {"$exists": False}, "o": {"$exists": True}}, {"o": 1}, batch_size=BATCH):
+        changes.append(UpdateOne({"_id": row["_id"], "o": row["o"]}, {"$set": {"c": created_of(row["o"])}}))
+        if len(changes) == BATCH:
+            await datafiles.bulk_write(changes, ordered=False)
+            changes.clear()
+    if changes:
+        await datafiles.bulk_write(changes, ordered=False)
+
+
+async def _claim_pids(database: AsyncDatabase[dict[str, Any]]) -> None:
+    async for row in database["datafiles"].find({"pid": {"$type": "string"}}, {"pid": 1}):
+        claim = {"$setOnInsert": {"id": row["_id"], "by": make_mark()}}
+        await database["pids"].update_one({"_id": pid_key(row["pid"])}, claim, upsert=True)

@@ -22,13 +22,23 @@ from aq_data.models.paths import SortKey
 from aq_data.models.query import All, AnyOf, Compare, Element, Exists, Match, Node, Not, Words, nodes_of
 from aq_data.models.terms import KIND_ORDER, TEXT_PREFIX, Kind
 from aq_data.models.values import format_instant
-from aq_data.storage.metadata._mongo_records import LONG, ORDER_BYTES, SNAPSHOT, SORTED, WORDS, field_of
+from aq_data.storage.metadata._mongo_records import (
+    LONG,
+    ORDER_BYTES,
+    SNAPSHOT,
+    SORTED,
+    TIME_INDEX,
+    WORDS,
+    created_of,
+    field_of,
+)
 from aq_data.storage.metadata._shared import NO_SNAPSHOTS, Shared
 from aq_data.storage.metadata.cursors import Cursor
 
 __all__ = [
     "DISTINCT_KINDS",
     "Pipeline",
+    "behind",
     "compile_filter",
     "cursor_of",
     "distinct_pipeline",
@@ -36,6 +46,8 @@ __all__ = [
     "is_covered",
     "is_exact",
     "is_indexed",
+    "is_point",
+    "moments_pipeline",
     "page_pipeline",
     "place_of",
     "places_pipeline",
@@ -43,6 +55,7 @@ __all__ = [
     "shown",
     "sort_index",
     "start_pipeline",
+    "timed_pipeline",
     "total_pipeline",
     "walked",
 ]
@@ -55,6 +68,8 @@ _OPERATORS = {"eq": "$eq", "gt": "$gt", "gte": "$gte", "lt": "$lt", "lte": "$lte
 WIDE = 60
 """Conditions of one conjunction that MongoDB is asked: its planner takes time with their square (half a second of it for
 500, 17 for 3000) and heeds no limit of time."""
+FEW = 50
+"""Values of one field whose records MongoDB merges in order of time."""
 _NOTHING: dict[str, Any] = {"_id": {"$in": []}}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -97,6 +112,12 @@ def is_indexed(node: Node) -> bool:
 def is_covered(where: dict[str, Any]) -> bool:
     """Whether the index of terms can tell how many match without a look at a document: one field decides."""
     return len(_fields_in(where)) == 1
+
+
+def is_point(where: dict[str, Any]) -> bool:
+    """Whether it asks for one value, or for a few, of one field: the index of terms has what is found in order of time."""
+    ((field, asked),) = where.items() if len(where) == 1 else (("", {}),)
+    return not field.startswith("$") and ("$eq" in asked or 0 < len(asked.get("$in", ())) <= FEW)
 
 
 def _fields_in(where: Any) -> set[str]:
@@ -161,7 +182,9 @@ def _compile_any(node: AnyOf, under: str, shared: Shared, is_upper: bool) -> dic
     if {} in parts:
         return {}
     possible = [part for part in parts if part != _NOTHING]
-    return {"$or": possible} if possible else _NOTHING
+    if len(possible) < 2:
+        return possible[0] if possible else _NOTHING
+    return {"$or": possible}
 
 
 def _all_of(parts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -198,16 +221,16 @@ def _beyond(prefix: str) -> str:
 
 def sort_index(sort: SortKey) -> str | None:
     """The index in the order of `sort`; None when there is none and what matches has to be sorted."""
-    if sort.path == "id":
-        return "_id_"
-    return sort.path if sort.path == "created_at" or sort.path in SORTED else None
+    if sort.path in SORTED:
+        return sort.path
+    return {"created_at": TIME_INDEX, "id": "_id_"}.get(sort.path)
 
 
 def cursor_of(row: dict[str, Any], sort: SortKey, total: int, is_exact: bool) -> Cursor:
     """The cursor that a row of `page_pipeline` stands for."""
     place, order = row["place"], row["o"].hex()
     if sort.path == "created_at":
-        return Cursor((KIND_ORDER["date"], int.from_bytes(place[:8], "big") - (1 << 63)), order, total, is_exact)
+        return Cursor((KIND_ORDER["date"], created_of(place)), order, total, is_exact)
     if sort.path == "id":
         return Cursor((KIND_ORDER["text"], place), order, total, is_exact)
     if sort.path in SORTED:
@@ -237,20 +260,42 @@ def place_of(cursor: Cursor, sort: SortKey) -> Any:
 def page_pipeline(where: dict[str, Any], sort: SortKey, after: Any, limit: int | None, include_deleted: bool) -> Pipeline:
     """Rows (document, snapshot, place, o) in order, behind the place `after`.
 
-    One field is sorted by, in which `o` breaks the ties.
+    One field is sorted by, in which `o` breaks the ties; with `c` before it where that is `o` itself.
     """
-    field = _sort_field(sort)
+    field, direction = _sort_field(sort), -1 if sort.descending else 1
     computed: Pipeline = []
     if sort_index(sort) is None:
         computed = [{"$project": {"document": 1, "snapshot": 1, "apart": 1, "o": 1, "place": _place(sort, include_deleted)}}]
-    behind = {field: {"$lt" if sort.descending else "$gt": after}}
     return [
         {"$match": where},
         *computed,
-        *([{"$match": behind}] if after is not None else []),
-        {"$sort": {field: -1 if sort.descending else 1}},
+        *([{"$match": behind(sort, after)}] if after is not None else []),
+        {"$sort": {"c": direction, field: direction} if field == "o" else {field: direction}},
         *([{"$limit": limit}] if limit else []),
         {"$project": {"document": 1, "snapshot": 1, "apart": 1, "o": 1, "place": f"${field}"}},
+    ]
+
+
+def behind(sort: SortKey, after: Any) -> dict[str, Any]:
+    """The filter for what comes behind a place."""
+    field, than = _sort_field(sort), "$lt" if sort.descending else "$gt"
+    found = {field: {than: after}}
+    return {"c": {f"{than}e": created_of(after)}, **found} if field == "o" else found
+
+
+def timed_pipeline(where: dict[str, Any], sort: SortKey, limit: int) -> Pipeline:
+    """Rows as of `page_pipeline`, and `c`, in order of `c` alone, as the index of terms has them for one value."""
+    shown = {"document": 1, "snapshot": 1, "apart": 1, "o": 1, "c": 1, "place": "$o"}
+    return [{"$match": where}, {"$sort": {"c": -1 if sort.descending else 1}}, {"$limit": limit}, {"$project": shown}]
+
+
+def moments_pipeline(where: dict[str, Any], sort: SortKey, limit: int) -> Pipeline:
+    """Rows of nothing but `c`, those of the first in order, from the index of terms alone."""
+    return [
+        {"$match": where},
+        {"$project": {"_id": 0, "c": 1}},
+        {"$sort": {"c": -1 if sort.descending else 1}},
+        {"$limit": limit},
     ]
 
 

@@ -319,7 +319,7 @@ class MongoStore(MetadataStore):
 
     async def scan(self) -> AsyncIterator[Record]:
         datafiles = await self.collection("datafiles")
-        found = datafiles.find({"deleted": {"$in": [False, True]}}, READ, batch_size=SCANNED).sort("o", 1)
+        found = datafiles.find({"deleted": {"$in": [False, True]}}, READ, batch_size=SCANNED).sort([("c", 1), ("o", 1)])
         with border():
             async for row in found:
                 try:
