@@ -30,6 +30,18 @@ class Facts:
     def terms(self) -> frozenset[Term]:
         return frozenset(terms_of_element(self.document) if self._is_element else terms(self.document))
 
+    def texts(self, path: str) -> list[str]:
+        """Whole, at a path."""
+        return [] if self._is_list else texts_at(self.document, path)
+
+    def elements(self, path: str) -> list[Any]:
+        """Of the lists at a path."""
+        return [] if self._is_list and path != ELEMENT else elements_at(self.document, path)
+
+    @property
+    def _is_list(self) -> bool:
+        return self._is_element and isinstance(self.document, list)
+
     @cached_property
     def words(self) -> frozenset[str]:
         return document_words(self.document) if isinstance(self.document, Mapping) else frozenset()
@@ -46,16 +58,21 @@ def matches(node: Node, facts: Facts) -> bool:
     if isinstance(node, Exists):
         return any(term.path == node.path for term in facts.terms)
     if isinstance(node, Match):
-        return any(found_in(node.pattern, text) for text in texts_at(facts.document, node.path))
+        return any(found_in(node.pattern, text) for text in facts.texts(node.path))
     if isinstance(node, Element):
-        return any(matches(node.child, Facts.of_element(item)) for item in elements_at(facts.document, node.path))
+        return any(matches(node.child, Facts.of_element(item)) for item in facts.elements(node.path))
     if isinstance(node, Compare):
         return any(t.path == node.path and t.kind == node.kind and _holds(t.value, node.op, node.value) for t in facts.terms)
     return all(any(word.startswith(wanted) for word in facts.words) for wanted in node.words)
 
 
 def outside(node: Node, path: str) -> Node:
-    """What must hold of the document when an element of the list at `path` is matched by `node`; perhaps more general."""
+    """What must hold of the document when an element of the list at `path` is matched by `node`; perhaps more general.
+
+    Of a list within the list a document has nothing but its digest, so of what that holds nothing can be said.
+    """
+    if (isinstance(node, Element) and node.path == ELEMENT) or (isinstance(node, Compare) and node.kind == "size"):
+        return Exists(path + node.path.removeprefix(ELEMENT))
     if isinstance(node, (Compare, Exists, Match)):
         inside = node.path.removeprefix(ELEMENT)
         return replace(node, path=path + inside)

@@ -169,8 +169,15 @@ def elements_at(document: Any, path: str) -> list[Any]:
 
 
 def terms_of_element(element: Any) -> list[Term]:
-    """Every term of an element of a list, at paths that begin with `@`."""
-    return terms_at(ELEMENT, element)
+    """Every term of an element of a list, at paths that begin with `@`.
+
+    One that is a list itself is asked for as a whole, by its length, or for elements of its own: like a document, it has no
+    values of these.
+    """
+    found = terms_at(ELEMENT, element)
+    if isinstance(element, list):
+        return [term for term in found if (term.path, term.kind) == (ELEMENT, "size") or term is found[-1]]
+    return found
 
 
 def _is_object(value: Any) -> bool:

@@ -195,7 +195,7 @@ values = st.recursive(
     scalars | quantities,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=2),
     max_leaves=4,
-)
+) | st.sampled_from([[[1, 2], [3]], [[{"a": 1}], 1], [{"a": [[1, 2], []]}], [["a"], []], [[[1]]]])
 SETTINGS = [
     {"power": {"value": -30, "unit": "dBm"}, "note": "flux line"}, {"power": {"value": 20, "unit": "mK"}, "note": "x" * 120},
     {"power": {"value": [1, 2], "unit": "V"}, "list": [{"a": 1}, {"b": 2}, 3]}, {"power": None, "list": [], "a.b": True},
@@ -247,6 +247,13 @@ SEARCHED = [
     "furlong",
     "q3 flux absent",
 ]
+WITHIN = [
+    {"$elemMatch": {"$elemMatch": {"$gte": 1}}}, {"$elemMatch": {"$elemMatch": {"a": 1}}}, {"$elemMatch": {"$size": 1}},
+    {"$not": {"$elemMatch": {"$size": 1}}}, {"$elemMatch": {"$elemMatch": {"$elemMatch": {"$exists": True}}}},
+    {"$elemMatch": {"a": {"$elemMatch": {"$elemMatch": {"$gt": 0}}}}}, {"$elemMatch": {"a": {"$size": 2}}},
+    {"$elemMatch": {"$eq": [1, 2]}}, {"$elemMatch": {"$regex": "a"}}, {"$elemMatch": {"$exists": True}},
+]  # fmt: skip
+"""Of lists within lists."""
 operands = st.sampled_from([*NUMBERS, *(text for text in TEXTS if len(text) < 100), *DATES, {"$float": "NaN"}])
 plain_conditions = st.one_of(
     values,
@@ -260,6 +267,7 @@ plain_conditions = st.one_of(
     st.builds(lambda length: {"$size": length}, st.integers(0, 3)),
     st.builds(lambda listed: {"$all": listed}, st.lists(values, max_size=3)),
     st.builds(lambda low, high: {"$elemMatch": {"$gte": low, "$ne": high}}, operands, values),
+    st.sampled_from(WITHIN),
     st.builds(
         lambda key, value: {"$elemMatch": {key: value}}, st.sampled_from(["a", "b", r"a\.b", "value", "$nor"]), values
     ).map(
@@ -691,6 +699,7 @@ class MetadataStoreTests:
             {"a": {"$in": [1, 2]}}, {"a": {"$in": ["b", "x"]}}, {"a": {"$in": ["b", 1, 2, True, False, [1], [2]]}}, {"a": {"$in": [[1], [2]]}}, {"a": {"$gte": "b"}},
             {"a": {"$gt": "w", "$lt": "c"}}, {"a": {"$gt": 0}}, {"$or": [{"a": {"$gt": 0}}]}, {"$or": [{"b": {"$ne": 3}, "a": {"$gt": 0}}]},
             {"$or": [{"a": {"$gt": 0}}, {"a": {"$lt": 9}}]}, {"a": {"$regex": "[bcx]"}}, {"a": {"$exists": True}}, {"a": {"$elemMatch": {"b": {"$gt": 0}}}},
+            {"a": {"$elemMatch": {"$elemMatch": {"$gt": 1}}}}, {"a": {"$elemMatch": {"$size": 1}}}, {"a": {"$not": {"$elemMatch": {"$size": 1}}}},
             {"a.b": {"$in": [1, 2]}}, {"a.b": {"$gte": 1}}, {"$and": [{"a": {"$in": [1, 2]}}, {"a": {"$gt": 0}}]}, {"$nor": [{"a": {"$in": [1, 2]}}]},
         ]  # fmt: skip
 
