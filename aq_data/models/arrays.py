@@ -18,6 +18,7 @@ __all__ = [
     "NewArray",
     "check_arrays",
     "check_name",
+    "dims_of",
     "fill_of",
     "is_text",
     "parse_dtype",
@@ -162,12 +163,23 @@ def check_arrays(arrays: tuple[NewArray, ...]) -> None:
         dtype = parse_dtype(array.dtype, array.name)
         _check_shape(array, dtype)
         check_value(array.attrs, f"array {array.name!r} attrs")
-        for dim, size in zip(array.dims, array.shape, strict=True) if array.dims is not None else ():
+        for dim, size in zip(dims_of(array), array.shape, strict=True):
             other = sizes.setdefault(dim, (size, array.name))
             if other[0] != size:
                 raise ValidationError(
                     f"dimension {dim!r} has size {other[0]} in array {other[1]!r} and {size} in array {array.name!r}"
                 )
+
+    for array in arrays:
+        if not array.shape and array.name in sizes:
+            raise ValidationError(
+                f"array {array.name!r} is a single value with the name of a dimension of {sizes[array.name][1]!r}; rename one"
+            )
+
+
+def dims_of(array: NewArray) -> tuple[str, ...]:
+    """Its dims, or those it gets where none are named."""
+    return array.dims if array.dims is not None else tuple(f"{array.name}_{i}" for i in range(len(array.shape)))
 
 
 def _check_shape(array: NewArray, dtype: np.dtype[Any]) -> None:

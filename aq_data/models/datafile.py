@@ -225,19 +225,26 @@ def check_file_name(name: str) -> None:
 
 
 def merge_patch(target: Any, patch: Any) -> Any:
-    """RFC 7396: objects merge key by key, null deletes, everything else replaces. A tagged value is one value."""
-    if not isinstance(patch, dict):
+    """RFC 7396: objects merge key by key, null deletes, everything else replaces. A tagged value is one value.
+
+    A user's own dict that looks like one, or comes to, is an object, and marked so.
+    """
+    changes = _as_object(patch)
+    if changes is None:
         return patch
-    merged = dict(target) if isinstance(target, dict) else {}
-    for key, value in patch.items():
+    merged = dict(_as_object(target) or {})
+    for key, value in changes.items():
         if value is None:
             merged.pop(key, None)
-        elif isinstance(value, dict) and tag_of(value) is None:
-            before = merged.get(key)
-            merged[key] = merge_patch(None if tag_of(before) else before, value)
         else:
-            merged[key] = value
-    return merged
+            merged[key] = merge_patch(merged.get(key), value)
+    return {"$literal": merged} if tag_of(merged) else merged
+
+
+def _as_object(value: Any) -> dict[str, Any] | None:
+    tag = tag_of(value)
+    inner = value["$literal"] if tag == "$literal" else value
+    return inner if isinstance(inner, dict) and tag in (None, "$literal") else None
 
 
 def apply_patch(current: DataFile, patch: dict[str, Any], updated_at: str) -> DataFile:

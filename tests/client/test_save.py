@@ -616,6 +616,13 @@ def test_dimensions_of_two_sizes_are_refused_by_name(guarded):
     """`t` cannot be 2 and 3 long."""
     assert_refused(guarded, "'t'", None, dataset={"a": ("t", np.arange(2)), "b": ("t", np.arange(3))})
     assert_refused(guarded, "'a'", None, dataset={"a": (("t", "u"), np.arange(2))})
+    assert_refused(guarded, "'a_0'", None, dataset={"a": np.arange(3), "b": ("a_0", np.arange(5))})
+
+
+def test_a_single_value_with_the_name_of_a_dimension_is_refused(guarded):
+    """xarray could not open it again."""
+    assert_refused(guarded, "'t'", None, dataset={"a": ("t", np.arange(2)), "t": ((), 5.0)})
+    assert_refused(guarded, "'a_0'", None, dataset={"a": np.arange(3), "a_0": ((), 5.0)})
 
 
 @pytest.mark.parametrize(

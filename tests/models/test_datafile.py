@@ -144,10 +144,25 @@ def test_merge_patch_gives_the_results_of_rfc_7396(target, patch, result):
         ({"a": {"$float": "NaN"}}, {"a": {"b": 1}}, {"a": {"b": 1}}),
         ({"a": {"b": 1}}, {"a": {"$float": "NaN"}}, {"a": {"$float": "NaN"}}),
         ({"a": {"$date": "2026-01-01"}}, {"a": {"$date": "2027-01-01"}}, {"a": {"$date": "2027-01-01"}}),
-        ({"a": {"b": 1}}, {"a": {"$literal": {"$float": None}}}, {"a": {"$literal": {"$float": None}}}),
     ],
 )
 def test_a_tagged_value_is_replaced_whole(target, patch, result):
+    assert merge_patch(target, patch) == result
+
+
+@pytest.mark.parametrize(
+    ("target", "patch", "result"),
+    [
+        ({"a": {"$literal": {"$date": "mine"}}}, {"a": {"b": 1}}, {"a": {"$date": "mine", "b": 1}}),
+        ({"a": {"$date": "mine", "b": 1}}, {"a": {"b": None}}, {"a": {"$literal": {"$date": "mine"}}}),
+        ({"a": {"$date": "soon", "b": 1}}, {"a": {"$literal": {"$date": "later"}}}, {"a": {"$date": "later", "b": 1}}),
+        ({"a": {"b": 1}}, {"a": {"$literal": {"$float": None}}}, {"a": {"b": 1}}),
+        ({"$literal": {"$date": "mine"}}, {"chip": "C7"}, {"$date": "mine", "chip": "C7"}),
+        ({}, {"a": {"$literal": {"$literal": 5}}}, {"a": {"$literal": {"$literal": 5}}}),
+    ],
+)
+def test_a_dict_of_the_users_that_looks_like_a_tagged_value_is_an_object(target, patch, result):
+    """It merges key by key, and is marked as theirs where it has come to look so."""
     assert merge_patch(target, patch) == result
 
 

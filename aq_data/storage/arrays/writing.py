@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from aq_data.errors import UnavailableError, ValidationError
-from aq_data.models.arrays import ArrayInfo, NewArray, is_text, parse_dtype
+from aq_data.models.arrays import ArrayInfo, NewArray, dims_of, is_text, parse_dtype
 from aq_data.storage.arrays.blobs import BlobStore
 from aq_data.storage.arrays.chunking import TARGET_BYTES, chunk_grid, chunk_shape, growing_chunk_shape
 from aq_data.storage.arrays.format import chunk_key, encode_chunk, text_from_wire
@@ -39,7 +39,7 @@ def plan_array(new: NewArray, chunk_bytes: int = TARGET_BYTES) -> ArrayInfo:
         name=new.name,
         dtype=new.dtype,
         shape=new.shape,
-        dims=new.dims if new.dims is not None else tuple(f"{new.name}_{i}" for i in range(len(new.shape))),
+        dims=dims_of(new),
         chunks=chunks if chunks is not None else chunk_shape(new.shape, itemsize, chunk_bytes),
         nbytes=0 if is_text(dtype) else math.prod(new.shape) * dtype.itemsize,
         attrs=new.attrs,
