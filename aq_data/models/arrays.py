@@ -173,7 +173,7 @@ def check_arrays(arrays: tuple[NewArray, ...]) -> None:
     for array in arrays:
         if not array.shape and array.name in sizes:
             raise ValidationError(
-                f"array {array.name!r} is a single value with the name of a dimension of {sizes[array.name][1]!r}; rename one"
+                f"array {array.name!r} is a single value named as a dimension of {sizes[array.name][1]!r}; rename one"
             )
 
 

@@ -133,6 +133,11 @@ def make_parser() -> argparse.ArgumentParser:
     _server_flags(collect)
     collect.add_argument("--delete", action="store_true", help="remove what is reported")
     collect.add_argument("--older-than", default="1h", metavar="AGE", help="as in 0s, 30m, 1h, 7d (default 1h)")
+    collect.add_argument(
+        "--force",
+        action="store_true",
+        help="also many that look whole though the database knows nothing of them",
+    )
     collect.add_argument("--json", action="store_true", help="print JSON lines")
     verify = add("verify", "operator", "read every byte and compare it with its checksum and record")
     _server_flags(verify)

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 from aq_server.commands.serving import running
 from aq_server.config import ServerConfig
-from services.deployment import at, blobs, listed, opened, overwrite, with_stores
+from aq_server.service import collecting
+from services.deployment import at, blobs, listed, lose_database, opened, overwrite, with_stores
 
 import aq_data
 from aq_data.models.datafile import make_id
 from aq_data.storage.arrays.blobs import BlobStore
 
 
-def gc(data, older_than: float = 0.0) -> list[tuple[str, str]]:
-    found = with_stores(data, lambda stores: listed(stores.maintenance.gc(older_than, delete=True)))
-    return [(orphan.prefix, orphan.reason) for orphan in found]
+def gc(data, older_than: float = 0.0, force: bool = False) -> list[tuple[str, str]]:
+    found = with_stores(data, lambda stores: listed(stores.maintenance.gc(older_than, True, force)))
+    return [(orphan.prefix, orphan.reason) for orphan in found if orphan.removed]
 
 
 def test_no_name_of_an_array_makes_it_an_orphan(data):
@@ -61,6 +62,42 @@ def test_folders_in_which_nothing_lies_go_when_they_are_old(tmp_path):
     os.utime(begun, (time.time() - 100,) * 2)
     assert gc(config, older_than=60) == [(f"{begun.parts[-5]}/{'a' * 16}", "never published")]
     assert [path.name for path in (tmp_path / "blobs").iterdir() if path.is_dir()] == [kept]
+
+
+@pytest.mark.parametrize("known", [0, 3])
+def test_what_a_lost_database_knew_is_not_collected(data, monkeypatch, known):
+    """Neither where it is gone, nor where it is an older copy that lacks many: `reindex` takes in what is there."""
+    monkeypatch.setattr(collecting, "FEW", 4)
+    with opened(data) as client:
+        for _ in range(5):
+            client.save({"x": np.arange(5.0)}, instruments={"vna": {f"s{i}": i / 7 for i in range(3000)}})
+    lose_database(data)
+    with opened(data) as client:
+        for _ in range(known):
+            client.save({"x": np.arange(5.0)})
+    assert gc(data) == []
+    found = with_stores(data, lambda stores: listed(stores.reindexing.run()))
+    assert [one.outcome for one in found].count("restored") == 5
+    with opened(data) as client:
+        assert all(file["x"][...].tolist() == [0, 1, 2, 3, 4] for file in client.search(limit=None))
+        assert client.count() == 5 + known
+    assert gc(data) == []
+
+
+@pytest.mark.parametrize("is_many", [False, True])
+def test_a_few_saves_that_died_at_the_last_moment_are_collected_and_many_by_force(data, monkeypatch, is_many):
+    """They look as what a lost database knew: that they are few among others tells them apart."""
+    with opened(data) as client:
+        for _ in range(3):
+            client.save({"x": np.arange(5.0)})
+    lose_database(data)
+    with opened(data) as client:
+        kept = client.save({"x": np.arange(5.0)}).id
+    monkeypatch.setattr(collecting, "FEW", 2 if is_many else 3)
+    assert [reason for _, reason in gc(data)] == ([] if is_many else ["never published"] * 3)
+    assert [reason for _, reason in gc(data, force=True)] == (["never published"] * 3 if is_many else [])
+    with opened(data) as client:
+        assert client.get(kept)["x"][...].tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("change", ["delete", "update"])

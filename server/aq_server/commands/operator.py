@@ -20,6 +20,7 @@ from aq_data.models.stores import DEFAULT_STORE
 from aq_data.storage.metadata.migration import migrate
 from aq_server.app import DATABASE, Stores, open_stores
 from aq_server.config import load_config
+from aq_server.service.collecting import UNKNOWN
 from aq_server.service.tokens import redacted
 
 __all__ = ["run_gc", "run_migrate", "run_reindex", "run_token", "run_verify"]
@@ -76,9 +77,9 @@ def run_gc(options: argparse.Namespace) -> int:
     older_than = parse_age(options.older_than).total_seconds()
 
     async def work(stores: Stores) -> int:
-        count = size = 0
-        async for orphan in stores.maintenance.gc(older_than, options.delete):
-            count, size = count + 1, size + orphan.size
+        count = size = kept = 0
+        async for orphan in stores.maintenance.gc(older_than, options.delete, options.force):
+            count, size, kept = count + 1, size + orphan.size, kept + (orphan.reason == UNKNOWN)
             word = "removed" if orphan.removed else "orphan"
             _print(
                 orphan,
@@ -86,8 +87,13 @@ def run_gc(options: argparse.Namespace) -> int:
                 f"{word}  {_in(orphan.store)}{orphan.prefix}  {orphan.size} bytes, {orphan.reason}, {orphan.age:.0f} s old",
             )
         if not options.json:
-            word = "removed" if options.delete else "found; --delete removes them"
+            word = "removed" if options.delete and not kept else "found; --delete removes them"
             print(f"{count} orphans of {size} bytes {word}" if count else "no orphans")
+            if kept:
+                print(
+                    f"{kept} of them look whole, and the database knows nothing of them: was it lost, or is it an old copy? "
+                    "They are kept. `aq-data reindex` takes them in; --force removes them"
+                )
         return 0
 
     return _run(options, work)

@@ -62,17 +62,19 @@ class Maintenance:
     def __init__(self, metadata: MetadataStore, stores: ArrayStores) -> None:
         self._metadata, self._stores = metadata, stores
 
-    async def gc(self, older_than: float, delete: bool) -> AsyncIterator[Orphan]:
+    async def gc(self, older_than: float, delete: bool, force: bool = False) -> AsyncIterator[Orphan]:
         """Orphans of every store that are at least `older_than` seconds old, removed when `delete`.
 
-        A removed attempt is barred first: a save that is still running under it fails cleanly and is sent again.
+        A removed attempt is barred first: a save that is still running under it fails cleanly and is sent again. Where the
+        database knows nothing of what lies in a store, or nothing of many DataFiles that look whole, it may have been lost
+        or be a copy of long ago: these are told and kept, unless `force`.
         UnavailableError, at the end, when a store could not be looked into.
         """
         failure: UnavailableError | None = None
         for name in await self._stores.names():
             try:
                 arrays = await self._stores.at(name)
-                async for orphan in Collecting(self._metadata, arrays, name).run(older_than, delete):
+                async for orphan in Collecting(self._metadata, arrays, name).run(older_than, delete, force):
                     yield orphan
             except UnavailableError as exc:
                 failure = failure or exc
