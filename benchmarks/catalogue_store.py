@@ -134,7 +134,7 @@ def fill_mongo(url: str, database: str, count: int) -> None:
     """
     client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(url)
     datafiles, kinds = client[database]["datafiles"], client[database]["kinds"]
-    done = datafiles.estimated_document_count()
+    done = datafiles.count_documents({})
     if done < count - _SLICE and TERMS_INDEX in datafiles.index_information():
         datafiles.drop_index(TERMS_INDEX)
     seen: set[tuple[str, str]] = set()

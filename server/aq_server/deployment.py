@@ -11,6 +11,7 @@ from typing import TypeVar
 import msgspec
 
 from aq_data.errors import ConfigError, ValidationError
+from aq_data.models.paths import parse_sort
 from aq_data.models.stores import (
     DEFAULT_STORE,
     MEMORY,
@@ -27,6 +28,7 @@ from aq_data.storage.metadata.store import MetadataStore
 from aq_server.config import ServerConfig
 from aq_server.service.maintenance import Maintenance
 from aq_server.service.reindexing import Reindexing
+from aq_server.service.stores import lying_in
 from aq_server.service.tokens import Tokens
 
 __all__ = ["DATABASE", "Stores", "open_stores"]
@@ -72,6 +74,7 @@ def open_stores(config: ServerConfig) -> Stores:
     arrays = ArrayStores(
         places,
         added=lambda: metadata.added_stores(),
+        holds=lambda name: _holds(metadata, name),
         roots={_parsed("store_roots", normal_allowance, entry): options for entry, options in config.store_roots.items()},
         default=config.default_store,
         of_kind={str(kind): name for kind, name in config.store_of_kind.items()},
@@ -84,6 +87,10 @@ def open_stores(config: ServerConfig) -> Stores:
             arrays.open(name)
     metadata = SqliteStore(None) if config.memory else _open_metadata(folder, address, config)
     return Stores(metadata, arrays)
+
+
+async def _holds(metadata: MetadataStore, name: str) -> bool:
+    return bool((await metadata.search(lying_in(name), parse_sort("id"), 1, None)).documents)
 
 
 def _places(config: ServerConfig, default: str) -> dict[str, Place]:

@@ -191,3 +191,48 @@ def test_how_an_added_bucket_is_reached_comes_from_the_entry_that_allows_it():
         await stores.close()
 
     asyncio.run(body())
+
+
+@pytest.mark.parametrize("way", ["at the start", "meanwhile"])
+def test_a_folder_whose_disk_is_not_mounted_is_unavailable(tmp_path, way):
+    """Nothing is written into the mount point, and nothing is taken for absent; with the disk everything is as before."""
+    root, disk = tmp_path / "mount", tmp_path / "disk"
+
+    async def holds(_: str) -> bool:
+        return way == "at the start"
+
+    async def body() -> None:
+        stores = ArrayStores({"a": Place(str(root))}, holds=holds)
+        if way == "meanwhile":
+            blobs = (await stores.at("a")).blobs
+            await blobs.replace("id/1/x", b"kept")
+            root.rename(disk)
+            root.mkdir()
+            for ask in (
+                lambda: blobs.get("id/1/x"),
+                lambda: blobs.size("id/1/x"),
+                lambda: blobs.children("id"),
+                lambda: blobs.replace("id/2/x", b"lost"),
+                lambda: blobs.put_many([("id/2/x", lambda: b"lost")]),
+                lambda: blobs.copy_many([("id/1/x", "id/2/x")]),
+                lambda: blobs.upload("id/2/x"),
+                blobs.check,
+            ):
+                with pytest.raises(UnavailableError, match="mounted"):
+                    await ask()
+            with pytest.raises(UnavailableError, match="mounted"):
+                _ = [entry async for entry in blobs.walk("")]
+        else:
+            (disk / "id" / "1").mkdir(parents=True)
+            (disk / "id" / "1" / "x").write_bytes(b"kept")
+            with pytest.raises(UnavailableError, match="mounted"):
+                await stores.at("a")
+        assert list(root.iterdir()) == []
+        root.rmdir()
+        disk.rename(root)
+        blobs = (await stores.at("a")).blobs
+        assert await blobs.get("id/1/x") == b"kept"
+        await blobs.check()
+        await stores.close()
+
+    asyncio.run(body())

@@ -122,6 +122,10 @@ class BlobStore(ABC):
     def location(self, key: str) -> str:
         """The address under which other programs find the key; "" when there is none."""
 
+    async def is_bare(self) -> bool:
+        """Whether it is a folder in which nothing lies: a new one, or the place where a disk is to be mounted."""
+        return False
+
     @abstractmethod
     async def check(self) -> None:
         """Return when a blob can be written; raise otherwise."""

@@ -69,7 +69,35 @@ class FolderBlobs(BlobStore):
         self._root = root.absolute()
         with _border(str(root)):
             self._root.mkdir(parents=True, exist_ok=True)
+            self._identity = self._identify()
         self._workers = Workers()
+
+    def _identify(self) -> tuple[int, int]:
+        stat = os.stat(self._root)
+        return stat.st_dev, stat.st_ino
+
+    def _check_root(self) -> None:
+        """UnavailableError when another folder has taken the place of the root, and nothing lies in it.
+
+        That is what a disk leaves that is no longer mounted. What is written there would be hidden by the disk when it comes
+        back, and what cannot be found there is not absent.
+        """
+        try:
+            identity = self._identify()
+            if identity == self._identity:
+                return
+            if self._has_anything():
+                self._identity = identity  # mounted again
+                return
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as exc:
+            raise translate(exc, "") from exc
+        raise UnavailableError(f"the folder {self._root} is not the one that was opened, and empty: is its disk mounted?")
+
+    def _has_anything(self) -> bool:
+        with os.scandir(self._root) as entries:
+            return any(not entry.name.startswith(".") for entry in entries)
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"
@@ -85,6 +113,7 @@ class FolderBlobs(BlobStore):
         def write(i: int) -> None:
             key, produce = items[i]
             data = produce()
+            self._check_root()
             with _writing(key):
                 descriptor = _files.create(self._path(key))
                 descriptors.append(descriptor)
@@ -113,8 +142,18 @@ class FolderBlobs(BlobStore):
 
         await self._workers.run(sync_directories)
 
+    @contextmanager
+    def _reading(self, key: str) -> Iterator[None]:
+        """As `_border`; absence counts only in the folder that was opened."""
+        try:
+            with _border(key):
+                yield
+        except NotFoundError:
+            self._check_root()
+            raise
+
     def _read_file(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        with _border(key), open(self._path(key), "rb", buffering=0) as file:
+        with self._reading(key), open(self._path(key), "rb", buffering=0) as file:
             if start:
                 file.seek(start)
             length = os.fstat(file.fileno()).st_size - start if stop is None else stop - start
@@ -132,7 +171,7 @@ class FolderBlobs(BlobStore):
 
     async def size(self, key: str) -> int:
         def stat() -> int:
-            with _border(key):
+            with self._reading(key):
                 if os.path.isdir(self._path(key)):
                     raise NotFoundError(f"there is no blob {key!r}")
                 return os.stat(self._path(key)).st_size
@@ -144,6 +183,7 @@ class FolderBlobs(BlobStore):
         temporary = f"{path}.{os.getpid()}.{threading.get_ident()}.{time.monotonic_ns()}.tmp"
 
         def swap() -> None:
+            self._check_root()
             with _writing(key):
                 for _ in range(_files.RACES):
                     try:
@@ -160,6 +200,7 @@ class FolderBlobs(BlobStore):
 
     def _copy(self, source: str, target: str) -> None:
         """A second name for the file, which was flushed under its first; a copy where the file system has no such names."""
+        self._check_root()
         with _border(source):
             try:
                 _files.link(self._path(source), self._path(target))
@@ -173,7 +214,11 @@ class FolderBlobs(BlobStore):
             _files.replace(self._path(target), temporary, data)
 
     async def upload(self, key: str) -> Upload:
-        return await self._workers.run(lambda: _FileUpload(key, self._path(key), self._workers))
+        def begin() -> Upload:
+            self._check_root()
+            return _FileUpload(key, self._path(key), self._workers)
+
+        return await self._workers.run(begin)
 
     async def children(self, prefix: str) -> list[str]:
         def names() -> list[str]:
@@ -181,9 +226,17 @@ class FolderBlobs(BlobStore):
                 try:
                     return sorted(os.listdir(self._path(prefix)))
                 except (FileNotFoundError, NotADirectoryError):
+                    self._check_root()
                     return []
 
         return await self._workers.run(names)
+
+    async def is_bare(self) -> bool:
+        def look() -> bool:
+            with _border(""):
+                return not self._has_anything()
+
+        return await self._workers.run(look)
 
     def _entries(self, prefix: str, folders: bool) -> Iterator[BlobEntry]:
         top = self._path(prefix)
@@ -204,6 +257,7 @@ class FolderBlobs(BlobStore):
         yield BlobEntry(os.path.relpath(path, self._root) + end, 0 if end else stat.st_size, stat.st_mtime)
 
     async def walk(self, prefix: str, *, folders: bool = False) -> AsyncIterator[BlobEntry]:
+        await self._workers.run(self._check_root)
         entries = self._entries(prefix, folders)
 
         def take() -> list[BlobEntry]:

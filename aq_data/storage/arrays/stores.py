@@ -97,6 +97,10 @@ async def _nothing_added() -> list[AddedStore]:
     return []
 
 
+async def _nothing_lies(_: str) -> bool:
+    return False
+
+
 class ArrayStores:
     """Usable from any task of one event loop. What cannot be opened is UnavailableError naming it; the others work."""
 
@@ -105,6 +109,7 @@ class ArrayStores:
         configured: Mapping[str, Place],
         *,
         added: Callable[[], Awaitable[list[AddedStore]]] = _nothing_added,
+        holds: Callable[[str], Awaitable[bool]] = _nothing_lies,
         roots: Mapping[str, BucketOptions] | None = None,
         default: str = DEFAULT_STORE,
         of_kind: Mapping[str, str] | None = None,
@@ -112,14 +117,14 @@ class ArrayStores:
         scratch: Path | None = None,
         open: Callable[[Place], BlobStore] = open_blobs,
     ) -> None:
-        """`added` gives the stores that an admin added; `roots` says where they may lie (in the one form of allowances,
-        models.stores) and how they are reached.
+        """`added` gives the stores that an admin added, `holds` whether any DataFile lies in a store; `roots` says where
+        they may lie (in the one form of allowances, models.stores) and how they are reached.
 
         New DataFiles without a word go to `of_kind[kind]`, else `default`. `fallbacks` names the store that stands in for
         another, both of the configuration, while that is marked as down. `scratch` is as in `ArrayStore`.
         """
         self._configured = {name: StoreInfo(name, place, "configured") for name, place in configured.items()}
-        self._ask, self._roots = added, dict(roots or {})
+        self._ask, self._holds, self._roots = added, holds, dict(roots or {})
         self.default, self._of_kind = default, dict(of_kind or {})
         self.fallbacks: Mapping[str, str] = dict(fallbacks or {})
         self._down: set[str] = set()
@@ -192,7 +197,7 @@ class ArrayStores:
         """One thread for all that wait: a folder of a network that hangs must not take the threads of the others."""
         key = (info.name, info.place)
         if key not in self._opening:
-            self._opening[key] = asyncio.create_task(asyncio.to_thread(self._open_blobs, info))
+            self._opening[key] = asyncio.create_task(self._open_truly(info))
             self._opening[key].add_done_callback(lambda done: self._take(key, done))
         try:
             async with asyncio.timeout(OPEN_SECONDS):
@@ -200,6 +205,15 @@ class ArrayStores:
         except TimeoutError as exc:
             raise UnavailableError(f"the store {info.name!r} does not answer") from exc
         return self._opened[key]
+
+    async def _open_truly(self, info: StoreInfo) -> BlobStore:
+        blobs = await asyncio.to_thread(self._open_blobs, info)
+        if await blobs.is_bare() and await self._holds(info.name):
+            await blobs.close()
+            raise UnavailableError(
+                f"the store {info.name!r} has DataFiles, and its folder {info.place.root} is empty: is its disk mounted?"
+            )
+        return blobs
 
     def _take(self, key: tuple[str, Place], done: asyncio.Task[BlobStore]) -> None:
         del self._opening[key]

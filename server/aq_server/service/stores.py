@@ -24,7 +24,7 @@ from aq_data.storage.metadata.store import MetadataStore
 from aq_server.service.datafiles import TOMBSTONE
 from aq_server.service.health import Health
 
-__all__ = ["StoreAdmin"]
+__all__ = ["StoreAdmin", "lying_in"]
 
 FORGET_SECONDS = 1.5 * KNOWN_SECONDS
 
@@ -42,7 +42,7 @@ class StoreAdmin:
         return [await self._status(info, states[info.name]) for info in infos]
 
     async def _status(self, info: StoreInfo, state: str) -> StoreStatus:
-        page = await self._metadata.search(_lying_in(info.name), parse_sort("id"), 0, None)
+        page = await self._metadata.search(lying_in(info.name), parse_sort("id"), 0, None)
         return StoreStatus(
             name=info.name,
             kind=kind_of_root(info.place.root),
@@ -130,7 +130,7 @@ class StoreAdmin:
         return closed
 
     async def _check_unused(self, name: str) -> None:
-        count = await self._metadata.count(_lying_in(name))
+        count = await self._metadata.count(lying_in(name))
         if count:
             raise _in_use(f"{count} DataFiles lie in the store {name!r}", datafiles=count)
 
@@ -143,7 +143,8 @@ def _in_use(message: str, **details: object) -> ConflictError:
     return ConflictError(message, code="in_use", **details)
 
 
-def _lying_in(name: str) -> Node:
+def lying_in(name: str) -> Node:
+    """The filter for the DataFiles of one store."""
     # What is older than named stores says nothing and lies in the default one.
     return parse_filter({"store": {"$in": [name, None]} if name == DEFAULT_STORE else name})
 
