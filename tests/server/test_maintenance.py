@@ -14,7 +14,9 @@ from aq_server.service import collecting
 from services.deployment import at, blobs, listed, lose_database, opened, overwrite, with_stores
 
 import aq_data
+from aq_data.errors import ValidationError
 from aq_data.models.datafile import make_id
+from aq_data.storage.arrays import _files
 from aq_data.storage.arrays.blobs import BlobStore
 
 
@@ -129,3 +131,17 @@ def test_what_changes_while_it_is_verified_is_no_finding(data, monkeypatch, chan
         assert [f for f in with_stores(data, lambda stores: listed(stores.maintenance.verify())) if f.kind != "orphan"] == []
         assert looked >= 1
         assert {hit.id for hit in client.search()} >= set(others)
+
+
+@pytest.mark.parametrize("way", ["save", "sweep"])
+def test_a_folder_that_takes_two_names_for_one_refuses_them(tmp_path, monkeypatch, way):
+    """Before anything is acknowledged, also where the arrays come later."""
+    monkeypatch.setattr(_files, "folds_names", lambda _: True)
+    monkeypatch.setenv("AQ_DATA_SPOOL", str(tmp_path / "spool"))
+    with running(ServerConfig(data=str(tmp_path), port=0)) as url, aq_data.connect(url) as client:
+        with pytest.raises(ValidationError, match="'T' and 't'"):
+            if way == "save":
+                client.save({"T": np.arange(3.0), "t": np.arange(3.0)})
+            else:
+                client.sweep("x", dims={"x": None}, variables={"T": ("f8", "x"), "t": ("f8", "x")}).flush(20)
+        assert client.count() == 0

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from blob_suite import BlobStoreTests, keys_under, put, within
 
-from aq_data.errors import AqDataError, NotFoundError, StorageError, UnavailableError
+from aq_data.errors import AqDataError, NotFoundError, StorageError, UnavailableError, ValidationError
+from aq_data.storage.arrays import _files
 from aq_data.storage.arrays.folder import FolderBlobs, translate
 from aq_data.storage.arrays.memory import MemoryBlobs
 
@@ -240,3 +241,16 @@ def test_a_location_is_a_path_that_other_programs_can_open(root, open_store):
 def test_what_was_put_is_there_for_a_store_opened_later(open_store):
     within(open_store, lambda store: put(store, {"k/file": b"x"}))
     assert within(open_store, lambda store: store.get("k/file")) == b"x"
+
+
+def test_names_that_a_file_system_takes_for_one_are_refused(tmp_path, monkeypatch):
+    """As macOS and Windows do: `T` and `t` would lie in one file, each with a checksum that is right."""
+    store = FolderBlobs(tmp_path / "tells")
+    store.check_names(["T", "t", "\u00e9", "e\u0301"])
+    assert list((tmp_path / "tells").iterdir()) == []
+    monkeypatch.setattr(_files, "folds_names", lambda _: True)
+    store = FolderBlobs(tmp_path / "folds")
+    store.check_names(["T", "s", "flux"])
+    for names in (["T", "s", "t"], ["\u00e9", "e\u0301"], ["Straße", "STRASSE"]):
+        with pytest.raises(ValidationError, match="rename one"):
+            store.check_names(names)

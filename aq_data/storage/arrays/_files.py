@@ -5,14 +5,30 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from aq_data.storage.arrays.blobs import Buffer
 
-__all__ = ["RACES", "create", "link", "refuse", "remove_tree", "replace", "sync_directory", "write_all"]
+__all__ = ["RACES", "create", "folds_names", "link", "refuse", "remove_tree", "replace", "sync_directory", "write_all"]
 
 RACES = 20
 """How often an operation starts over when another process removed or added a file under its hands."""
+
+
+def folds_names(folder: Path) -> bool:
+    """Whether the file system takes names for one that differ only in case, as those of macOS and Windows do."""
+    name = f".Case-{os.getpid()}-{time.monotonic_ns()}"
+    try:
+        (folder / name).touch()
+    except OSError:
+        return False  # nothing can be written, so nothing can be mixed up
+    try:
+        return (folder / name.lower()).exists()
+    finally:
+        with suppress(OSError):
+            (folder / name).unlink()
 
 
 def link(source: str, target: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from aq_data.storage.arrays.chunking import TARGET_BYTES
@@ -121,6 +121,9 @@ class BlobStore(ABC):
     @abstractmethod
     def location(self, key: str) -> str:
         """The address under which other programs find the key; "" when there is none."""
+
+    def check_names(self, names: Iterable[str]) -> None:  # noqa: B027  (most tell all apart)
+        """Refuse names of arrays that this store would take for one another; a no-op where it tells all apart."""
 
     async def is_bare(self) -> bool:
         """Whether it is a folder in which nothing lies: a new one, or the place where a disk is to be mounted."""

@@ -6,12 +6,13 @@ import errno
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+import unicodedata
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
-from aq_data.errors import AqDataError, NotFoundError, StorageError, UnavailableError
+from aq_data.errors import AqDataError, NotFoundError, StorageError, UnavailableError, ValidationError
 from aq_data.storage.arrays import _files
 from aq_data.storage.arrays.blobs import BlobEntry, BlobStore, Buffer, Upload
 from aq_data.storage.arrays.workers import Workers
@@ -70,7 +71,19 @@ class FolderBlobs(BlobStore):
         with _border(str(root)):
             self._root.mkdir(parents=True, exist_ok=True)
             self._identity = self._identify()
+        self._folds_names = _files.folds_names(self._root)
         self._workers = Workers()
+
+    def check_names(self, names: Iterable[str]) -> None:
+        known: dict[str, str] = {}
+        for name in names if self._folds_names else ():
+            other = known.setdefault(unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()), name)
+            if other != name:
+                raise ValidationError(
+                    f"the arrays {other!r} and {name!r} have one name in {self._root}, whose file system does not tell them "
+                    "apart; rename one, or use another store",
+                    code="bad_name",
+                )
 
     def _identify(self) -> tuple[int, int]:
         stat = os.stat(self._root)

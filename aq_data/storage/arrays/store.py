@@ -75,6 +75,7 @@ class ArrayStore:
         The document's snapshot, when it has one, is stored too, and returned: once the record is published,
         `keep_snapshot` has to be called again, for until then a `gc` may take it.
         """
+        self.blobs.check_names(array.name for array in document.arrays)
         separate, snapshot = separated(document)
         prefix = group_prefix(document.id, attempt)
         items = [item for writer in writers for item in writer.pending]
