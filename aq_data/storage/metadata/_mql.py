@@ -47,7 +47,6 @@ __all__ = [
     "is_exact",
     "is_indexed",
     "is_point",
-    "moments_pipeline",
     "page_pipeline",
     "place_of",
     "places_pipeline",
@@ -287,16 +286,6 @@ def timed_pipeline(where: dict[str, Any], sort: SortKey, limit: int) -> Pipeline
     """Rows as of `page_pipeline`, and `c`, in order of `c` alone, as the index of terms has them for one value."""
     shown = {"document": 1, "snapshot": 1, "apart": 1, "o": 1, "c": 1, "place": "$o"}
     return [{"$match": where}, {"$sort": {"c": -1 if sort.descending else 1}}, {"$limit": limit}, {"$project": shown}]
-
-
-def moments_pipeline(where: dict[str, Any], sort: SortKey, limit: int) -> Pipeline:
-    """Rows of nothing but `c`, those of the first in order, from the index of terms alone."""
-    return [
-        {"$match": where},
-        {"$project": {"_id": 0, "c": 1}},
-        {"$sort": {"c": -1 if sort.descending else 1}},
-        {"$limit": limit},
-    ]
 
 
 def start_pipeline(where: dict[str, Any], sort: SortKey, limit: int, counted: int) -> Pipeline:
