@@ -46,7 +46,8 @@ def real_part(values: Values, part: str) -> Values:
     if values.dtype.kind != "c":
         return values
     if part == "abs":
-        return np.abs(values)
+        wide: Values = values.astype("c16", copy=False)  # the magnitude of two large float32 may be none
+        return np.abs(wide)
     if part == "angle":
         return np.angle(values)
     return values.real if part == "real" else values.imag
@@ -70,7 +71,8 @@ class Reduction:
         where = tuple(slice(o // s, (o + n - 1) // s + 1) for o, n, s in zip(offset, values.shape, self.steps, strict=True))
         if self._how == "mean":
             measured = ~np.isnan(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
-            filled = np.where(measured, values, 0.0)
+            # A sum in float16 or float32 would leave their range, or stop growing, long before its bin ends.
+            filled = np.where(measured, values.astype("f8", copy=False), 0.0)
             parts = [self._reduced(np.add, filled, offset), self._reduced(np.add, measured.astype("f8"), offset)]
         elif self._how == "minmax":
             parts = [self._reduced(np.fmin, values, offset), self._reduced(np.fmax, values, offset)]

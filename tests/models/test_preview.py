@@ -63,6 +63,20 @@ def test_complex_values_by_part():
 
 
 @pytest.mark.parametrize(
+    ("dtype", "value", "count"),
+    [("f2", 100.0, 1000), ("f2", 1.0, 5000), ("f4", 3e38, 3), ("f4", 1.0, (1 << 24) + 1000), ("c8", 3e38 + 3e38j, 2)],
+)
+@pytest.mark.parametrize("axes", [1, 2])
+def test_the_mean_of_narrow_floats_is_that_of_their_values(dtype, value, count, axes):
+    """However large their sum: each is finite, and so is the mean of equal ones."""
+    values = np.full((count,) if axes == 1 else (count, 1), value, dtype)
+    values[count // 2] = np.nan
+    reduction = Reduction(values.shape, 1, "mean")
+    reduction.add(*reduction.partial(real_part(values, "abs"), (0,) * axes))
+    np.testing.assert_allclose(reduction.result(), abs(complex(values.flat[0])), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
     ("dtype", "shape", "how", "part", "pixels", "error"),
     [
         ("f8", (), "", "abs", 10, SelectionError),
