@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
 
@@ -326,10 +326,11 @@ class Hits(Sequence[DataFile]):
         """
         return table_of(self._http, self._table, columns)
 
-    def lines(self, columns: Sequence[str], format: Literal["csv", "ndjson"] = "csv") -> Iterator[bytes]:
+    def lines(self, columns: Sequence[str], format: Literal["csv", "ndjson"] = "csv") -> Generator[bytes, None, None]:
         """The same table as the server streams it, in pieces: CSV with a header, or one JSON object per line.
 
-        Text stands in the CSV as it is: a spreadsheet may run one that begins with `=`.
+        Whoever may stop before the end closes it (`contextlib.closing`), which ends it on the server too. Text stands in
+        the CSV as it is: a spreadsheet may run one that begins with `=`.
         """
         return table_pieces(self._http, self._table, columns, CSV if format == "csv" else NDJSON)
 

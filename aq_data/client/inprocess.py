@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -24,6 +26,8 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 GRACE_SECONDS = 60
 PIECES = 8
 """Response pieces that may wait for the reader."""
+READER_SECONDS = 1.0
+"""A full queue of which nothing was taken for so long has no reader any more."""
 
 
 class AppTransport(httpx.BaseTransport):
@@ -71,13 +75,22 @@ class AppTransport(httpx.BaseTransport):
         return httpx.Response(status, headers=headers, stream=exchange, request=request)
 
     def close(self) -> None:
+        """What was accepted is finished, and what is being read is read; an answer that was left half-read is given up."""
         if self._closed:
             return
         self._closed = True
         for exchange in list(self._exchanges):
             if exchange.is_endless:
                 exchange.close()
-        wait(list(self._running), timeout=GRACE_SECONDS)  # what was accepted is finished
+        end = time.monotonic() + GRACE_SECONDS
+        while time.monotonic() < end:
+            taken = {exchange: exchange.taken for exchange in list(self._exchanges)}
+            if not wait(list(self._running), timeout=READER_SECONDS).not_done:
+                break
+            for exchange, before in taken.items():
+                # Not every answer that has begun: a bulk save answers while it saves.
+                if exchange.is_endless or (exchange.is_full and exchange.taken == before):
+                    exchange.close()
 
         async def stop() -> None:
             await self._lifespan_in.put({"type": "lifespan.shutdown"})
@@ -105,7 +118,11 @@ class _Exchange(httpx.SyncByteStream):
         self._answers: queue.SimpleQueue[Message | BaseException] = queue.SimpleQueue()
         self._space = asyncio.Semaphore(PIECES)
         self._body_done = False
+        self._answered = asyncio.Event()
+        self._work: asyncio.Task[None] | None = None
         self.is_endless = False
+        self.taken = 0
+        """Messages that the reader has had."""
         self.task: Future[None] | None = None
 
     def _scope(self) -> dict[str, Any]:
@@ -126,7 +143,13 @@ class _Exchange(httpx.SyncByteStream):
             "state": {},
         }
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the application has to wait for the reader."""
+        return self._answers.qsize() >= PIECES
+
     async def run(self, app: App) -> None:
+        self._work = asyncio.current_task()
         try:
             await app(self._scope(), self._receive, self._send)
         except BaseException as exc:
@@ -135,7 +158,8 @@ class _Exchange(httpx.SyncByteStream):
 
     async def _receive(self) -> Message:
         if self._body_done:
-            await asyncio.Event().wait()  # the caller is still there; `close` cancels
+            await self._answered.wait()  # until then the caller is still there; `close` cancels
+            return {"type": "http.disconnect"}
         piece = await self._loop.run_in_executor(None, next, self._pieces, None)
         if piece is None:
             self._body_done = True
@@ -144,12 +168,17 @@ class _Exchange(httpx.SyncByteStream):
     async def _send(self, message: Message) -> None:
         await self._space.acquire()
         self._answers.put(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self._answered.set()
 
     def _next(self) -> Message:
         answer = self._answers.get()
         if isinstance(answer, BaseException):
-            raise httpx.RemoteProtocolError(f"the embedded server failed: {answer!r}", request=self._request) from answer
-        self._loop.call_soon_threadsafe(self._space.release)
+            what = "was closed" if isinstance(answer, asyncio.CancelledError) else f"failed: {answer!r}"
+            raise httpx.RemoteProtocolError(f"the embedded server {what}", request=self._request) from answer
+        self.taken += 1
+        with suppress(RuntimeError):  # the loop was closed: nobody waits for space
+            self._loop.call_soon_threadsafe(self._space.release)
         return answer
 
     def start(self) -> tuple[int, list[tuple[bytes, bytes]]]:
@@ -169,5 +198,7 @@ class _Exchange(httpx.SyncByteStream):
                 yield bytes(message["body"])
 
     def close(self) -> None:
-        if self.task is not None and not self.task.done():
-            self.task.cancel()
+        if self.task is not None and self._work is not None and not self.task.done():
+            # Not `self.task.cancel()`: that is done at once, before the application has let go of what it reads.
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                self._loop.call_soon_threadsafe(self._work.cancel)

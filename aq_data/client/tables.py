@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,7 +22,9 @@ __all__ = ["table_of", "table_pieces"]
 _EXACT = 1 << 53
 
 
-def table_pieces(http: Http, question: Mapping[str, Any], columns: Sequence[str], media: str) -> Iterator[bytes]:
+def table_pieces(
+    http: Http, question: Mapping[str, Any], columns: Sequence[str], media: str
+) -> Generator[bytes, None, None]:
     """The table as the server streams it."""
     content = msgspec.json.encode({**question, "fields": list(columns)})
     headers = {"Accept": media, "Content-Type": "application/json"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -194,3 +195,17 @@ def test_arrow_and_ndjson_give_the_same_table(scratch, columns):
             saved = row[name]
             is_missing = saved is None or (isinstance(saved, float) and math.isnan(saved))
             assert (cell is None or cell is pd.NaT or cell is pd.NA or cell != cell) if is_missing else cell == saved
+
+
+def test_lines_left_half_read_keep_no_client_open(client, monkeypatch):
+    """Long tables and short ones, held or closed: `close` waits for nobody who has stopped reading."""
+    monkeypatch.setattr("aq_server.service.columns.FIRST_PAGE", 1)
+    monkeypatch.setattr("aq_server.service.columns.PAGE_BYTES", 1)
+    client.save_many([{"name": f"n{i}"} for i in range(40)])
+    held = [client.search({}, limit=limit).lines(["name"]) for limit in (2, 40)]
+    assert [next(lines) for lines in held] == [b"name\r\nn39\r\n"] * 2
+    begun = time.monotonic()
+    client.close()
+    assert time.monotonic() - begun < 20
+    for lines in held:
+        lines.close()

@@ -247,6 +247,16 @@ def test_a_closed_pipe_ends_quietly(where):
     assert done.stderr == ""
 
 
+def test_a_table_of_which_a_pipe_takes_the_head_ends_at_once(where):
+    """`aq-data search --fields … | head -1`: what was not read of it is waited for by nobody."""
+    with aq_data.connect(where[1]) as client:
+        client.save_many([{"name": f"{i} " + "x" * 1000} for i in range(300)])
+    for form in ("csv", "ndjson"):
+        command = f"{sys.executable} -m aq_server search --fields name --format {form} {' '.join(where)} | head -1"
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=40)
+        assert (done.stdout[:4], done.stderr) == ({"csv": "name", "ndjson": '{"na'}[form], "")
+
+
 def test_the_demo_runs_and_what_it_shows_can_be_repeated(tmp_path):
     """As a process, as a user would: it ends by itself without a terminal, and its last lines work as they stand."""
     command = [sys.executable, "-m", "aq_server", "demo", "--data", str(tmp_path / "demo"), "--port", "15000"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import warnings
@@ -162,12 +163,13 @@ def _tabulate(options: argparse.Namespace, question: dict[str, Any]) -> int:
             table = hits.table(fields).astype(object)
             print(table.where(table.notna(), "").to_string(index=False))
             return 0
-        lines = hits.lines(fields, "csv" if form == "csv" else "ndjson")
-        if form == "json":
-            _print([msgspec.json.decode(line) for line in b"".join(lines).splitlines()])
-            return 0
-        for piece in lines:
-            sys.stdout.buffer.write(piece)
+        # Closed whatever happens: whoever reads our output may have enough of it, as `head` does.
+        with contextlib.closing(hits.lines(fields, "csv" if form == "csv" else "ndjson")) as lines:
+            if form == "json":
+                _print([msgspec.json.decode(line) for line in b"".join(lines).splitlines()])
+                return 0
+            for piece in lines:
+                sys.stdout.buffer.write(piece)
     return 0
 
 
