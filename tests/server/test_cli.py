@@ -121,6 +121,48 @@ def test_import_saves_each_file_and_tells_of_those_it_could_not(run, where, tmp_
     assert len(parsed(run("search", '{"tags": "batch"}', *where, "--json")[1])) == 4
 
 
+def _npz_of_damaged_bytes(path: Path) -> None:
+    np.savez_compressed(path, x=np.arange(1000))
+    content = bytearray(path.read_bytes())
+    content[100:140] = bytes(40)
+    path.write_bytes(content)
+
+
+def _zarr_of_a_damaged_chunk(path: Path) -> None:
+    xr.Dataset({"v": ("x", np.arange(3.0))}).to_zarr(path, zarr_format=2)
+    next(file for file in (path / "v").iterdir() if not file.name.startswith(".")).write_bytes(b"no chunk")
+
+
+UNREADABLE = {
+    "empty.npy": lambda path: path.write_bytes(b""),
+    "header.npy": lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'descr': (((((  "),
+    "empty.npz": lambda path: path.write_bytes(b""),
+    "damaged.npz": _npz_of_damaged_bytes,
+    "folder.zarr": lambda path: path.mkdir(),
+    "file.zarr": lambda path: path.write_bytes(b"x"),
+    "json.zarr": lambda path: path.mkdir() or (path / "zarr.json").write_text("{"),
+    "chunk.zarr": _zarr_of_a_damaged_chunk,
+    "empty.nc": lambda path: path.write_bytes(b""),
+    "junk.h5": lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100)),
+}
+
+
+def test_a_file_that_cannot_be_read_hinders_no_other(run, where, tmp_path, cube_file):
+    """Whatever is wrong with it and whichever library meets it: one line that names it, and how many at the end."""
+    for name, make in UNREADABLE.items():
+        make(tmp_path / name)
+    status, out, err = run("import", *(tmp_path / name for name in UNREADABLE), cube_file, *where)
+    assert (status, out.split()[1:]) == (1, ["cube"])
+    lines = err.splitlines()
+    assert len(lines) == len(UNREADABLE) + 1
+    for name, line in zip(UNREADABLE, lines, strict=False):
+        assert line.startswith(f"aq-data: {tmp_path / name}: ")
+    assert lines[-1] == f"aq-data: {len(UNREADABLE)} of {len(UNREADABLE) + 1} files could not be saved"
+    status, out, err = run("save", tmp_path / "empty.npy", *where)
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert "empty.npy" in err
+
+
 def test_mistakes_are_told_in_one_line(run, where, cube_file, tmp_path):
     """Exit 1, what was wrong and no traceback; nothing on standard output."""
     run("save", cube_file, *where)

@@ -7,7 +7,6 @@ import contextlib
 import os
 import sys
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from aq_data.models.values import from_tagged, to_tagged
 
 __all__ = ["run_export", "run_get", "run_import", "run_ls", "run_save", "run_search", "run_show", "run_spool"]
 
+_NUMPY = {".npy", ".npz"}
 _XARRAY = {".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".zarr"}
 
 
@@ -51,36 +51,50 @@ def _metadata(pairs: list[str]) -> dict[str, Any]:
 
 
 def _dataset(path: Path) -> Any:
-    """The arrays of a file, as `save` takes them."""
+    """The arrays of a file, as `save` takes them, in memory; ValidationError naming the file when they cannot be had."""
     if not path.exists():
         raise ValidationError(f"there is no file {str(path)!r}")
-    try:
-        if path.suffix == ".npy":
-            return {path.stem: np.load(path, allow_pickle=False)}
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                return dict(archive)
-    except (OSError, ValueError, zipfile.BadZipFile) as exc:
-        raise ValidationError(f"{path.name}: {exc}") from exc
-    if path.suffix not in _XARRAY:
+    if path.suffix not in _XARRAY | _NUMPY:
         raise ValidationError(
             f"{path.name}: arrays come from .npy, .npz, {', '.join(sorted(_XARRAY))}; use --attach for others"
         )
+    try:
+        return _arrays(path) if path.suffix in _NUMPY else _xarray_dataset(path)
+    except (AqDataError, ImportError):
+        raise
+    except Exception as exc:  # a damaged file makes numpy, zarr, zlib and codecs raise errors of any kind
+        raise ValidationError(f"{path.name} cannot be read: {_in_one_line(exc)}") from exc
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    if path.suffix == ".npy":
+        return {path.stem: np.load(path, allow_pickle=False)}
+    with np.load(path, allow_pickle=False) as archive:
+        return dict(archive)
+
+
+def _xarray_dataset(path: Path) -> Any:
+    """As xarray shows it: times and packed values decoded."""
     import xarray as xr
 
-    # As xarray shows them: times and packed values decoded.
     if path.suffix == ".zarr":
-        dataset = xr.open_zarr(path)
-        dataset.attrs.pop("aq_data", None)
-        return dataset
+        with xr.open_zarr(path) as dataset:
+            dataset.attrs.pop("aq_data", None)
+            return dataset.load()
     for engine in ("h5netcdf", "netcdf4", "scipy"):
         try:
-            return xr.open_dataset(path, engine=engine)
-        except (OSError, ValueError, TypeError, ImportError):
+            opened = xr.open_dataset(path, engine=engine)
+        except Exception:  # noqa: BLE001, S112  (not this engine's kind of file, or the engine is not there)
             continue
+        with opened:
+            return opened.load()
     raise ValidationError(
         f"{path.name}: none of xarray's engines that are installed can read it; pip install 'aq-data[netcdf]' adds them"
     )
+
+
+def _in_one_line(exc: Exception) -> str:
+    return " ".join(str(exc).split()) or type(exc).__name__
 
 
 def _fields(options: argparse.Namespace, default_name: str) -> dict[str, Any]:
@@ -113,27 +127,30 @@ def run_save(options: argparse.Namespace) -> int:
 
 
 def run_import(options: argparse.Namespace) -> int:
-    """Every file is tried; what could not be saved is told at the end, and the exit status is 1."""
+    """Every file is tried; one that could not be saved is told of, at the end how many, and the exit status is 1."""
     failed = 0
+    paths = _spread(options.files)
     with _connect(options) as client:
-        for path in _spread(options.files):
+        for path in paths:
             try:
                 fields = _fields(options, path.stem)
                 file = client.save(_dataset(path), metadata=_metadata(options.meta), files=options.attach, **fields)
-                _say_saved(file, options.json)
-            except AqDataError as exc:
+            except (AqDataError, OSError) as exc:
                 failed += 1
                 print(f"aq-data: {path}: {exc}", file=sys.stderr)
+            else:
+                _say_saved(file, options.json)
+    if failed:
+        print(f"aq-data: {failed} of {len(paths)} files could not be saved", file=sys.stderr)
     return 1 if failed else 0
 
 
 def _spread(names: list[str]) -> list[Path]:
-    readable = _XARRAY | {".npy", ".npz"}
     paths: list[Path] = []
     for name in names:
         path = Path(name)
         inside = path.is_dir() and path.suffix != ".zarr"
-        paths += sorted(p for p in path.rglob("*") if p.suffix in readable) if inside else [path]
+        paths += sorted(p for p in path.rglob("*") if p.suffix in _XARRAY | _NUMPY) if inside else [path]
     return paths
 
 
