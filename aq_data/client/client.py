@@ -217,11 +217,14 @@ class Client:
         """Begin to deliver what processes of this computer that are gone left in the spool for this target."""
         self._delivering = deliver_in_background(self._http, self._source.target, spool_root())
 
-    def deliver(self) -> list[Delivered]:
-        """Deliver what processes of this computer that are gone left in the spool for this target; what became of each."""
+    def deliver(self, sweep: str | None = None) -> list[Delivered]:
+        """Deliver what processes of this computer that are gone left in the spool for this target; what became of each.
+
+        With `sweep` only what they left of the sweep of that id.
+        """
         if self._delivering is not None:
             self._delivering.join()
-        return deliver_left_behind(self._http, self._source.target, spool_root())
+        return deliver_left_behind(self._http, self._source.target, spool_root(), None if sweep is None else check_id(sweep))
 
     def follow(self, id: str, after: str = "") -> Iterator[Event]:
         """What happens to a DataFile, as it happens: `for event in client.follow(id)`; ends when the sweep does.

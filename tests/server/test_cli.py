@@ -569,34 +569,57 @@ def test_commands_of_a_client_need_no_server_library():
     assert modules.isdisjoint({"litestar", "zarr", "uvicorn", "numcodecs"})
 
 
-def test_what_waits_in_the_spool_is_listed_delivered_or_dropped(run, where, tmp_path, monkeypatch):
-    """Of processes that are gone: `spool ls` shows it, `push` delivers it to where it belongs, `drop` gives it up."""
+@pytest.fixture
+def left_behind(where, tmp_path, monkeypatch):
+    """The ids of sweeps of a process that is gone, of each of which one block waits in the spool of this test."""
     monkeypatch.setenv("AQ_DATA_SPOOL", str(tmp_path / "spool"))
-    assert "nothing waits" in run("spool", "ls")[1]
     code = (
         "import aq_data, os, sys\n"
         "client = aq_data.connect(sys.argv[1])\n"
-        "sweep = client.sweep('T1', dims={'x': None}, variables={'y': ('f8', 'x')})\n"
-        "sweep.append(y=1.0, x=1.0)\n"
-        "sweep.flush()\n"
+        "variables = {'y': ('f8', 'x')}\n"
+        "sweeps = [client.sweep('T1', dims={'x': None}, variables=variables) for _ in range(int(sys.argv[2]))]\n"
+        "for sweep in sweeps:\n"
+        "    sweep.append(y=1.0, x=1.0)\n"
+        "    sweep.flush()\n"
         "client.close()\n"
-        "sweep._wake.set = lambda: None\n"
-        "sweep.append(y=2.0, x=2.0)\n"
-        "print(sweep.id, flush=True)\n"
+        "for sweep in sweeps:\n"
+        "    sweep._wake.set = lambda: None\n"
+        "    sweep.append(y=2.0, x=2.0)\n"
+        "    print(sweep.id, flush=True)\n"
         "os._exit(1)\n"
     )
 
-    def left_behind() -> str:
-        return subprocess.run([sys.executable, "-c", code, where[1]], capture_output=True, text=True).stdout.strip()
+    def make(count: int = 1) -> list[str]:
+        command = [sys.executable, "-c", code, where[1], str(count)]
+        return subprocess.run(command, capture_output=True, text=True).stdout.split()
 
-    pushed = left_behind()
+    return make
+
+
+def test_what_waits_in_the_spool_is_listed_delivered_or_dropped(run, where, left_behind):
+    """Of processes that are gone: `spool ls` shows it, `push` delivers it to where it belongs, `drop` gives it up."""
+    assert "nothing waits" in run("spool", "ls")[1]
+    (pushed,) = left_behind()
     waiting = [json.loads(line) for line in run("spool", "ls", "--json")[1].splitlines()]
     assert [(info["sweep"], info["blocks"], info["live"]) for info in waiting] == [(pushed, 1, False)]
     status, said, _ = run("spool", "push")
     assert (status, said.split()[:2]) == (0, ["delivered", "1"])
-    dropped = left_behind()
+    (dropped,) = left_behind()
     assert run("spool", "drop", dropped)[0] == 0
     assert run("spool", "drop", dropped)[0] == 1  # nothing of it is left
     with aq_data.connect(where[1]) as client:
         assert client.get(pushed)["y"][...].tolist() == [1, 2]
         assert client.get(dropped)["y"][...].tolist() == [1]
+
+
+def test_push_of_one_sweep_delivers_that_one(run, left_behind):
+    """The others of its target wait on; of a sweep that left nothing this is said."""
+    one, other = left_behind(2)
+    status, said, _ = run("spool", "push", one.upper(), "--json")
+    assert (status, parsed(said)) == (0, [{"sweep": one, "blocks": 1}])
+    assert [info["sweep"] for info in parsed(run("spool", "ls", "--json")[1])] == [other]
+    for gone in (one, new_id(), "x"):
+        status, said, err = run("spool", "push", gone)
+        assert (status, said) == (1, "")
+        assert gone in err
+    assert [info["sweep"] for info in parsed(run("spool", "ls", "--json")[1])] == [other]

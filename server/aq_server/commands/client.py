@@ -253,10 +253,11 @@ def run_spool(options: argparse.Namespace) -> int:
         if not infos and not options.json:
             print(f"nothing waits in {spool_root()}")
         return 0
-    chosen = [info for info in infos if not info.live and (not options.sweep or info.sweep == options.sweep)]
-    if options.sweep and not chosen:
+    sweep = None if options.sweep is None else options.sweep.lower()
+    chosen = [info for info in infos if not info.live and sweep in (None, info.sweep)]
+    if sweep is not None and not chosen:
         raise NotFoundError(f"no spool of sweep {options.sweep!r} was left behind in {spool_root()}")
-    return _drop(chosen) if options.action == "drop" else _push(chosen, options.json)
+    return _drop(chosen) if options.action == "drop" else _push(chosen, sweep, options.json)
 
 
 def _drop(infos: list[SpoolInfo]) -> int:
@@ -268,13 +269,13 @@ def _drop(infos: list[SpoolInfo]) -> int:
     return 0
 
 
-def _push(infos: list[SpoolInfo], as_json: bool) -> int:
-    """Every target is tried; 1 when something is still there."""
+def _push(infos: list[SpoolInfo], sweep: str | None, as_json: bool) -> int:
+    """Every target is tried, with the spools of the sweep or with all; 1 when something is still there."""
     failed = 0
     for target in dict.fromkeys(info.target for info in infos):
         try:
             with open_client(target, os.environ.get("AQ_DATA_TOKEN")) as client:
-                outcomes = client.deliver()
+                outcomes = client.deliver(sweep)
         except AqDataError as exc:
             failed += 1
             print(f"aq-data: {target}: {exc}", file=sys.stderr)
