@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from importlib.metadata import version
 
@@ -98,7 +99,7 @@ def make_parser() -> argparse.ArgumentParser:
     get.add_argument("--sel", default="", help="selection, as in 0:10,::2,-1")
     get.add_argument("-o", "--output", metavar="FILE", help="write .npy (or the attached file) instead of printing")
     _client_flags(get)
-    export = add("export", "client", "write a DataFile as NetCDF (.nc) or Zarr (.zarr)")
+    export = add("export", "exporting", "write a DataFile as NetCDF (.nc) or Zarr (.zarr)")
     export.add_argument("id")
     export.add_argument("output", help="path ending in .nc or .zarr")
     _client_flags(export)
@@ -173,7 +174,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     try:
         module = importlib.import_module(f"aq_server.commands.{options.module}")
-        return int(getattr(module, f"run_{options.function}")(options))
+        status = int(getattr(module, f"run_{options.function}")(options))
+        sys.stdout.flush()  # here it is told if that fails
+        return status
     except AqDataError as exc:
         print(f"aq-data: {exc}", file=sys.stderr)
         return _EXIT_ERROR
@@ -185,8 +188,21 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return _EXIT_ERROR
+    except OSError as exc:  # of a file that was named, or of standard output
+        what = f"{exc.filename}: {exc.strerror}" if exc.filename is not None else exc
+        print(f"aq-data: {what}", file=sys.stderr)
+        _drop_output()
+        return _EXIT_ERROR
     except KeyboardInterrupt:
         return 130
+
+
+def _drop_output() -> None:
+    """What standard output did not take is not tried again when Python ends, which would say so a second time."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

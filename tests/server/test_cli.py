@@ -174,6 +174,12 @@ def test_mistakes_are_told_in_one_line(run, where, cube_file, tmp_path):
         (["search", "{"], "JSON"),
         (["search", "[]"], "JSON"),
         (["search", '{"x": {"$where": 1}}'], "$where"),
+        (["search", '{"x": {"$float": "nan"}}'], "filter.x: $float"),
+        (["search", '{"x": {"$bytes": 5}}'], "filter.x: $bytes"),
+        (["search", '{"x": [{"$complex": [1]}]}'], "filter.x[0]: $complex"),
+        (["search", '{"x": {"$date": 3}}', "--fields", "name"], "filter.x: $date"),
+        (["search", '{"$date": "2026-01-01"}'], "no object"),
+        (["search", '{"x":' * 5000 + "1" + "}" * 5000], "JSON"),
         (["ls", "--sort", ""], "path"),
         (["save", tmp_path / "nothing.npy"], "nothing.npy"),
         (["save", tmp_path / "x.doc"], "x.doc"),
@@ -187,6 +193,63 @@ def test_mistakes_are_told_in_one_line(run, where, cube_file, tmp_path):
         assert err.startswith("aq-data: "), arguments
         assert err.count("\n") == 1, err
         assert word in err, arguments
+
+
+def test_what_cannot_be_written_is_told_in_one_line(run, where, tmp_path):
+    """Exit 1, the name of what is at fault and no traceback; nothing is left where it should have stood."""
+    with aq_data.connect(where[1]) as client:
+        attrs = {"none": None, "deep": {"a": 1}}
+        zarr_has_it = client.save(xr.Dataset({"a": ("x", [1.0, 2.0])}, attrs=attrs), files={"n.txt": b"x"}).id
+        neither_has_it = client.save({"a": ("x", [1.0, 2.0], {"gain": 1j})}).id
+        half = client.save({"a": np.zeros(2, "f2")}).id
+    nowhere = tmp_path / "nowhere"
+    for arguments, words in [
+        (["get", zarr_has_it, "a", "-o", nowhere / "a.npy"], [nowhere]),
+        (["get", zarr_has_it, "n.txt", "-o", nowhere / "n.txt"], [nowhere]),
+        (["get", zarr_has_it, "a", "-o", tmp_path], [tmp_path]),
+        (["export", zarr_has_it, nowhere / "x.nc"], [nowhere]),
+        (["export", zarr_has_it, nowhere / "x.zarr"], [nowhere]),
+        (["export", zarr_has_it, tmp_path / "x.nc"], ["'none'", "dataset", "None", ".zarr"]),
+        (["export", neither_has_it, tmp_path / "x.nc"], ["'gain'", "'a'", "1j", "load()"]),
+        (["export", neither_has_it, tmp_path / "x.zarr"], ["'gain'", "'a'", "1j", "load()"]),
+        (["export", half, tmp_path / "x.nc"], ["x.nc", "NetCDF"]),
+    ]:
+        status, out, err = run(*arguments, *where)
+        assert (status, out) == (1, ""), arguments
+        assert err.startswith("aq-data: "), arguments
+        assert err.count("\n") == 1, err
+        assert all(str(word) in err for word in words), err
+    assert not nowhere.exists()
+    assert not list(tmp_path.glob("x.*"))
+    assert run("export", zarr_has_it, tmp_path / "x.zarr", *where)[0] == 0
+    with xr.open_zarr(tmp_path / "x.zarr") as dataset:
+        assert dataset.attrs == attrs
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_output_that_finds_no_room_is_told_in_one_line(where, cube_file):
+    """Also when it is so little that it is written at the very end."""
+    for count in (1, 100):
+        with aq_data.connect(where[1]) as client:
+            client.save_many([{"name": "x" * 1000} for _ in range(count)])
+        with open("/dev/full", "w") as full:
+            command = [sys.executable, "-m", "aq_server", "ls", "--limit", "100", *where]
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (1, "aq-data: [Errno 28] No space left on device\n")
+
+
+def test_values_as_json_are_those_of_http(run, where):
+    """Durations as ticks, instants as text with all their digits, what JSON lacks tagged."""
+    with aq_data.connect(where[1]) as client:
+        values = {
+            "dt": np.array([1, "NaT", 3], "m8[s]"),
+            "at": np.array(["2026-01-01T00:00:00.123456789"], "M8[ns]"),
+            "z": np.array([1 + 2j]),
+        }
+        id = client.save(values).id
+    shown = {name: json.loads(run("get", id, name, "--json", *where)[1]) for name in values}
+    assert shown == {"dt": [1, None, 3], "at": ["2026-01-01T00:00:00.123456789"], "z": [{"$complex": [1.0, 2.0]}]}
+    assert run("get", id, "dt", "--sel", "2", "--json", *where)[1] == "3\n"
 
 
 def test_fields_make_a_table(run, where):

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ from aq_data.client.spool import Spool
 from aq_data.client.spools import SpoolInfo, found_spools, spool_root
 from aq_data.connecting import open_client
 from aq_data.errors import AqDataError, NotFoundError, ValidationError
-from aq_data.models.values import from_tagged, to_tagged
+from aq_data.models.values import check_value, from_tagged
+from aq_server.routes.formats import as_json
 
-__all__ = ["run_export", "run_get", "run_import", "run_ls", "run_save", "run_search", "run_show", "run_spool"]
+__all__ = ["run_get", "run_import", "run_ls", "run_save", "run_search", "run_show", "run_spool"]
 
 _NUMPY = {".npy", ".npz"}
 _XARRAY = {".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".zarr"}
@@ -93,8 +93,8 @@ def _xarray_dataset(path: Path) -> Any:
     )
 
 
-def _in_one_line(exc: Exception) -> str:
-    return " ".join(str(exc).split()) or type(exc).__name__
+def _in_one_line(what: Exception | str) -> str:
+    return " ".join(str(what).split()) or type(what).__name__
 
 
 def _fields(options: argparse.Namespace, default_name: str) -> dict[str, Any]:
@@ -159,15 +159,24 @@ def run_ls(options: argparse.Namespace) -> int:
 
 
 def run_search(options: argparse.Namespace) -> int:
-    try:
-        question = msgspec.json.decode(options.filter, type=dict[str, Any])
-    except msgspec.DecodeError as exc:
-        raise ValidationError(f"the filter is not a JSON object: {exc}") from exc
+    question = _question(options.filter)
     if options.fields is not None:
-        return _tabulate(options, dict(from_tagged(question)))
+        return _tabulate(options, question)
     if options.format is not None:
         raise ValidationError("--format is of the table that --fields makes: --fields name,metadata.chip")
-    return _list(options, dict(from_tagged(question)), options.text)
+    return _list(options, question, options.text)
+
+
+def _question(text: str) -> dict[str, Any]:
+    try:
+        tagged = msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as exc:
+        raise ValidationError(f"the filter is not a JSON object: {exc}") from exc
+    check_value(tagged, "the filter")
+    question = from_tagged(tagged)
+    if not isinstance(question, dict):
+        raise ValidationError(f"the filter is a value, {text}, and no object of conditions")
+    return question
 
 
 def _tabulate(options: argparse.Namespace, question: dict[str, Any]) -> int:
@@ -218,6 +227,8 @@ def run_show(options: argparse.Namespace) -> int:
 
 
 def run_get(options: argparse.Namespace) -> int:
+    if options.output:
+        _check_folder(Path(options.output))
     with _connect(options) as client:
         file = client.get(options.id)
         if options.array not in file and options.array in file.files:
@@ -234,10 +245,16 @@ def run_get(options: argparse.Namespace) -> int:
             with Path(options.output).open("wb") as output:
                 np.save(output, values, allow_pickle=False)
         elif options.json:
-            _print(to_tagged(np.asarray(values), "values"))
+            sys.stdout.write(as_json(np.asarray(values)).decode() + "\n")
         else:
             print(np.array2string(np.asarray(values), threshold=1000))
     return 0
+
+
+def _check_folder(path: Path) -> None:
+    """Before anything is fetched for it."""
+    if not path.parent.is_dir():
+        raise ValidationError(f"there is no folder {str(path.parent)!r} to write {path.name} into; make it first")
 
 
 def run_spool(options: argparse.Namespace) -> int:
@@ -289,25 +306,3 @@ def _push(infos: list[SpoolInfo], sweep: str | None, as_json: bool) -> int:
             else:
                 print(f"delivered {outcome.blocks} blocks of sweep {outcome.sweep} to {target}")
     return 1 if failed else 0
-
-
-def run_export(options: argparse.Namespace) -> int:
-    target = Path(options.output)
-    if target.suffix not in (".nc", ".zarr"):
-        raise ValidationError(f"{target.name}: write to a path that ends in .nc or .zarr")
-    if target.exists():
-        raise ValidationError(f"{target} exists; remove it or choose another name")
-    with _connect(options) as client:
-        dataset = client.get(options.id).load()
-        if target.suffix == ".zarr":
-            with warnings.catch_warnings():
-                # Consolidated metadata is a convention beside the Zarr v3 text; readers are much faster with it.
-                warnings.simplefilter("ignore", UserWarning)
-                dataset.to_zarr(target, mode="w-")
-        else:
-            import netCDF4  # noqa: F401  (missing, it is named in the message of `main`)
-
-            complex_values = any(v.dtype.kind == "c" for v in dataset.variables.values())
-            dataset.to_netcdf(target, engine="netcdf4", auto_complex=complex_values)
-    print(target)
-    return 0
