@@ -13,6 +13,8 @@ from aq_data.errors import AqDataError
 __all__ = ["main", "make_parser"]
 
 _EXIT_ERROR = 1
+_MAY_BEGIN_WITH_A_DASH = ("--sort", "--sel")
+"""Options whose values do so when the order is descending, or a position counts from the end."""
 
 
 def _server_flags(parser: argparse.ArgumentParser) -> None:
@@ -169,9 +171,21 @@ def _add_token(token: argparse.ArgumentParser) -> None:
         action.add_argument("--json", action="store_true", help="print JSON lines")
 
 
+def _joined(arguments: list[str]) -> list[str]:
+    """`--sort -name` as `--sort=-name`: else argparse takes the value for an option."""
+    joined: list[str] = []
+    for argument in arguments:
+        is_value = argument.startswith("-") and not argument.startswith("--")
+        if is_value and joined and joined[-1] in _MAY_BEGIN_WITH_A_DASH and "--" not in joined:
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. 0 for success, 1 for an error that was explained, 2 for wrong usage, 3 when `verify` found damage."""
-    options = make_parser().parse_args(arguments)
+    options = make_parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
     try:
         module = importlib.import_module(f"aq_server.commands.{options.module}")
         status = int(getattr(module, f"run_{options.function}")(options))

@@ -275,6 +275,23 @@ def test_fields_make_a_table(run, where):
     assert len(run("search", "{}", *where)[1].splitlines()) == 20 + 1
 
 
+def test_values_may_begin_with_a_dash(run, where, cube_file):
+    """A descending order and a position from the end, behind a space as the help shows them, or behind `=`."""
+    with aq_data.connect(where[1]) as client:
+        client.save_many([{"name": name} for name in ("b", "c", "a")])
+    for sort in (["--sort", "-name"], ["--sort=-name"]):
+        for command in ("ls", "search"):
+            status, out, _ = run(command, *sort, "--json", *where)
+            assert (status, [item["name"] for item in parsed(out)]) == (0, ["c", "b", "a"])
+    (document,) = parsed(run("save", cube_file, *where, "--json")[1])
+    for sel in (["--sel", "-1:,0,-2:"], ["--sel=-1:,0,-2:"]):
+        status, out, _ = run("get", document["id"], "cube", *sel, "--json", *where)
+        assert (status, json.loads(out)) == (0, CUBE[-1:, 0, -2:].tolist())
+    command = [sys.executable, "-m", "aq_server", "ls", *where, "--limit", "1", "--sort", "-name"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.split()[2]) == (0, "cube")
+
+
 def test_wrong_usage_is_exit_2_and_shows_how(run):
     for arguments in (
         [],
@@ -282,6 +299,8 @@ def test_wrong_usage_is_exit_2_and_shows_how(run):
         ["show"],
         ["save", "--nothing"],
         ["ls", "--limit", "many"],
+        ["ls", "--sort"],
+        ["ls", "--sort", "--json"],
         ["token"],
         ["gc", "--data"],
     ):
