@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -223,15 +224,16 @@ def _converted(variable: _Variable, value: Any) -> np.ndarray[Any, Any]:
         raise _wrong(variable, "a ragged list") from exc
     if dtype.kind in "OT":
         return _text(variable, array)
+    is_list = array.dtype.kind in "mM" and type(value) in (list, tuple)
+    if is_list and {getattr(item, "dtype", None) for item in value} != {array.dtype}:
+        # Of several units NumPy takes the finest, and says nothing when a value does not fit it.
+        return np.stack([_converted(variable, item) for item in value])
     if array.dtype == dtype:
         return array
     if array.dtype.newbyteorder("<") == dtype:
         return array.astype(dtype)
     if array.dtype.kind == "O" and dtype.kind in "mM":
-        try:
-            return np.asarray(value, dtype)
-        except (TypeError, ValueError) as exc:
-            raise _wrong(variable, f"a {type(value).__name__}") from exc
+        return _times(variable, array)
     return _cast(variable, array, is_python=type(value) in _PYTHON)
 
 
@@ -262,6 +264,39 @@ def _text(variable: _Variable, array: np.ndarray[Any, Any]) -> np.ndarray[Any, A
     return array.astype(variable.dtype)
 
 
+def _times(variable: _Variable, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Python's and pandas' instants and durations, each from the unit it has: NumPy would cut it to that of the dtype."""
+    items = [_time(variable, item) for item in array.reshape(-1)]
+    times = np.empty(len(items), variable.dtype)
+    for unit in {item.dtype for item in items}:
+        at = [i for i, item in enumerate(items) if item.dtype == unit]
+        times[at] = _cast(variable, np.array([items[i] for i in at], unit), is_python=False)
+    return times.reshape(array.shape)
+
+
+def _time(variable: _Variable, item: Any) -> Any:
+    """One of them as a scalar of NumPy."""
+    if isinstance(item, (np.datetime64, np.timedelta64)):
+        return item
+    if item is None or (isinstance(item, datetime) and item != item):  # (pandas' NaT, which is among durations, too)
+        return np.array("NaT", variable.dtype)[()]
+    if isinstance(item, (datetime, timedelta)) and hasattr(item, "to_numpy"):  # pandas' have nanoseconds
+        return item.to_numpy()
+    if isinstance(item, timedelta):
+        ticks = item // timedelta(microseconds=1)
+        if abs(ticks) >= 1 << 63:  # 292,000 years, which NumPy wraps around
+            raise _wrong(variable, f"the timedelta {item}")
+        return np.timedelta64(ticks, "us")
+    if isinstance(item, datetime) and item.tzinfo is not None:
+        try:
+            return np.datetime64(item.astimezone(UTC).replace(tzinfo=None))
+        except OverflowError as exc:
+            raise _wrong(variable, f"the datetime {item}, outside the years 1 to 9999 in UTC") from exc
+    if isinstance(item, date):
+        return np.datetime64(item)
+    raise _wrong(variable, f"a {type(item).__name__}")
+
+
 def _cast(variable: _Variable, array: np.ndarray[Any, Any], *, is_python: bool) -> np.ndarray[Any, Any]:
     """Another dtype of the same nature, when every value survives. `is_python`: the values had no dtype of their own."""
     dtype, what = variable.dtype, f"{array.dtype} values"
@@ -274,7 +309,10 @@ def _cast(variable: _Variable, array: np.ndarray[Any, Any], *, is_python: bool) 
     if array.dtype.kind == "c" and dtype.kind == "f":
         raise _wrong(variable, what)
     with np.errstate(all="ignore"):
-        cast = array.astype(dtype)
+        try:
+            cast = array.astype(dtype)
+        except OverflowError as exc:  # days as attoseconds
+            raise _wrong(variable, what) from exc
         if array.dtype.kind in "fc":
             is_kept = bool((np.isfinite(cast) | ~np.isfinite(array)).all())
         else:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
+from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from hypothesis import given
@@ -234,3 +236,49 @@ def test_a_value_is_never_changed_silently(dtype, value):
 def test_a_list_of_numbers_that_all_fit_is_kept(dtype, value):
     """A list has no dtype of its own."""
     np.testing.assert_array_equal(kept(dtype, value), np.array(value, dtype))
+
+
+naive = datetime.fromisoformat
+NINE = datetime(2026, 1, 31, 9, tzinfo=timezone(timedelta(hours=1)))
+TIMES = [
+    ("<M8[s]", naive("2026-01-31T08:00:00"), "2026-01-31T08"), ("<M8[us]", naive("0001-01-01"), "0001-01-01"),
+    ("<M8[ns]", naive("2026-01-31T08:00:00.000001"), "2026-01-31T08:00:00.000001"), ("<M8[us]", NINE, "2026-01-31T08"),
+    ("<M8[D]", date(1600, 1, 1), "1600-01-01"), ("<M8[us]", [NINE, None, pd.NaT], ["2026-01-31T08", "NaT", "NaT"]),
+    ("<M8[ns]", pd.Timestamp("2026-01-31T08:00:00.000000001"), "2026-01-31T08:00:00.000000001"),
+    ("<M8[s]", pd.Timestamp("2026-01-31T09", tz=NINE.tzinfo), "2026-01-31T08"),
+    ("<M8[s]", np.array([naive("1600-01-01"), pd.Timestamp("2026-01-31")], object), ["1600-01-01", "2026-01-31"]),
+    ("<M8[s]", [np.datetime64("1600-01-01"), np.datetime64("2026-01-31", "ns")], ["1600-01-01", "2026-01-31"]),
+    ("<m8[s]", timedelta(seconds=3), 3), ("<m8[ms]", [timedelta(milliseconds=1999), pd.NaT, None], [1999, "NaT", "NaT"]),
+    ("<m8[ns]", [pd.Timedelta(1, "ns"), np.timedelta64(2, "us"), timedelta(0)], [1, 2000, 0]),
+    ("<m8[s]", timedelta(days=10**8), 10**8 * 86400),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "value", "expected"), TIMES, ids=repr)
+def test_times_of_python_and_pandas_are_kept_as_they_are(dtype, value, expected):
+    """Each in its own unit, with a time zone in UTC, in lists of several kinds; nothing is a NaT but what was missing."""
+    found = kept(dtype, value)
+    np.testing.assert_array_equal(found, np.array(expected, dtype).reshape(found.shape))
+
+
+LONG_AGO = naive("1600-01-01")
+CUT = [
+    ("<M8[ns]", LONG_AGO), ("<M8[ns]", [naive("2026-01-31"), LONG_AGO]), ("<M8[ns]", LONG_AGO.replace(tzinfo=UTC)),
+    ("<M8[s]", naive("2026-01-31T08:00:00.999999")), ("<M8[D]", [naive("2026-01-31T08:00:00")]),
+    ("<m8[s]", timedelta(milliseconds=1999)), ("<m8[s]", [timedelta(0), timedelta(milliseconds=1)]),
+    ("<m8[ns]", timedelta(days=10**6)), ("<m8[s]", timedelta.max), ("<m8[D]", timedelta.min),
+    ("<M8[us]", pd.Timestamp("2026-01-31T08:00:00.123456789")), ("<m8[us]", [pd.Timedelta(1, "ns")]),
+    ("<M8[ns]", [np.datetime64("1600-01-01"), np.datetime64("2026-01-31", "ns")]),
+    ("<M8[ns]", [[np.datetime64("1600-01-01")], [np.datetime64("2026-01-31", "ns")]]),
+    ("<M8[ns]", np.array([LONG_AGO, None], object)), ("<M8[as]", np.array(["2026-01-31"], "M8[D]")),
+    ("<M8[us]", datetime.min.replace(tzinfo=timezone(timedelta(hours=1)))), ("<M8[us]", [naive("2026-01-31"), 5]),
+    ("<M8[us]", [naive("2026-01-31"), "2026-01-31"]), ("<M8[us]", timedelta(1)), ("<m8[us]", naive("2026-01-31")),
+    ("<M8[us]", pd.Period("2026")), ("<M8[us]", [naive("2026-01-31"), timedelta(1)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "value"), CUT, ids=repr)
+def test_a_time_is_never_cut_nor_moved(dtype, value):
+    """Of Python, pandas or NumPy, alone or in a list: what has no place in the unit is refused."""
+    with pytest.raises(ValidationError, match="'a'"):
+        kept(dtype, value)
