@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
@@ -201,11 +202,12 @@ class DataFile:
         """Write an attached file into a folder, or under a new name; the path. Nothing stands there before it is whole."""
         info, digest = self._file_info(name), hashlib.sha256()
         target = Path(to) / Path(name).name if Path(to).is_dir() else Path(to)
-        partial = target.with_name(target.name + ".part")
+        # Made for this alone: whatever else lies beside the target stays what it is.
+        partial = target.with_name(f".{secrets.token_hex(8)}.part")
         try:
             with (
                 self._http.stream("GET", file_path(self.id, name)) as response,
-                partial.open("wb") as file,
+                partial.open("xb") as file,
                 progress(info["size"], f"reading {name}") as advance,
             ):
                 for piece in response.iter_raw():

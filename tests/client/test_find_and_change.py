@@ -24,6 +24,7 @@ from aq_data.errors import (
     AuthenticationError,
     ConfigError,
     ConflictError,
+    CorruptionError,
     ForbiddenError,
     NotFoundError,
     QueryError,
@@ -405,6 +406,26 @@ def test_a_download_is_whole_or_not_there(shared, tmp_path):
     with pytest.raises(NotFoundError):
         file.download("raw ü.bin", tmp_path / "late")
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["other", "raw ü.bin"]
+
+
+def test_a_download_leaves_every_other_file_alone(shared, tmp_path, monkeypatch):
+    """Also one that is called as if it were a part of it, when it succeeds and when it fails."""
+    file = shared.save(files={"log": b"log", "log.part": b"part"})
+    names = "log.part", "log"
+    (tmp_path / "log.part").write_bytes(b"mine")
+    file.download("log", tmp_path)
+    assert (tmp_path / "log.part").read_bytes() == b"mine"
+    for name in (*names, *names):
+        file.download(name, tmp_path)
+    assert [(tmp_path / name).read_bytes() for name in names] == [b"part", b"log"]
+    (plain := tmp_path / "plain").write_bytes(b"")
+    assert (tmp_path / "log").stat().st_mode == plain.stat().st_mode
+    monkeypatch.setattr(file, "_file_info", lambda name: {"name": name, "size": 3, "sha256": "another"})
+    with pytest.raises(CorruptionError):
+        file.download("log", tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == {
+        "log": b"log", "log.part": b"part", "plain": b"",
+    }  # fmt: skip
 
 
 # --- connect -------------------------------------------------------------------------------------------------------
