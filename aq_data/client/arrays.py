@@ -10,20 +10,24 @@ import numpy as np
 
 from aq_data.client.http import Http, decoded
 from aq_data.client.progress import progress
-from aq_data.errors import ConflictError, StorageError, UnavailableError
+from aq_data.errors import ConflictError, StorageError, TooLargeError, UnavailableError
 from aq_data.models.arrays import parse_dtype
 from aq_data.models.selection import Axis, Selection, format_selection, parse_selection, select
 from aq_data.models.values import from_tagged
 from aq_data.wire.codec import JSON, RAW, raw_view
-from aq_data.wire.routes import array_path, preview_path, written_path
+from aq_data.wire.routes import array_path, datafile_path, preview_path, written_path
 
-__all__ = ["Preview", "RemoteArray", "read_selection"]
+__all__ = ["MOMENTS", "Preview", "RemoteArray", "read_selection"]
 
 URL_CHARACTERS = 4000
 """A selection as text beyond this is read in several requests: servers and proxies limit the length of an address."""
 DENSE = 0.25
 """Share of a span that must be picked for the span to be fetched whole."""
 TRIES = 3
+MOMENTS = 8
+"""Of an open sweep, how many are tried for a read that takes several requests: each fold takes one away."""
+TEXTS = 1 << 17
+"""Texts that are asked for at once; the server has a limit of its own for their bytes."""
 STREAMED_FROM = 1 << 20
 """Bytes up to which the server reads everything before it answers, so that damage is told as an error."""
 
@@ -134,59 +138,91 @@ class RemoteArray:
 def read_selection(
     http: Http, id: str, name: str, dtype: np.dtype[Any], selection: Selection, head: int | None = None
 ) -> np.ndarray[Any, Any]:
-    """The selected values of one array, of `selection.shape`: one request, or several for very long lists of positions.
+    """The selected values of one array, of `selection.shape`: one request, or several for very long lists of positions and
+    for much text, all of one moment.
 
     With `head` as of that block of an open sweep; ConflictError when it is gone.
     """
-    text = format_selection(selection, explicit=True)
-    if len(text) > URL_CHARACTERS:
-        return _in_parts(http, id, name, dtype, selection, head)
-    if 0 in selection.shape:
-        return np.empty(selection.shape, dtype)
-    params = ({"sel": text} if text else {}) | ({"head": str(head)} if head is not None else {})
-    if dtype.kind in "OT":
-        return _read_text(http, array_path(id, name), params, dtype, selection.shape)
-    try:
-        return _read_raw(http, array_path(id, name), params, np.empty(selection.shape, dtype))
-    except UnavailableError as exc:
-        if not exc.details.get("broke") or math.prod(selection.shape) * dtype.itemsize <= STREAMED_FROM:
-            raise
-        return _in_halves(http, id, name, dtype, selection, head)
+    for _ in range(MOMENTS):
+        try:
+            return _Reading(http, id, name, dtype, head).values(selection)
+        except ConflictError:
+            if head is not None:
+                raise
+            continue  # folded between two requests: that moment is gone
+    raise UnavailableError(
+        f"array {name!r} of DataFile {id} grows faster than so much of it can be read; read less at once, or try again"
+    )
 
 
-def _in_halves(
-    http: Http, id: str, name: str, dtype: np.dtype[Any], selection: Selection, head: int | None
-) -> np.ndarray[Any, Any]:
-    """For answers that broke off: an error in the middle of a stream has no words, a small request is told what is wrong."""
-    cut = next(i for i, axis in enumerate(selection.axes) if axis.count > 1)
-    axis, half = selection.axes[cut], selection.axes[cut].count // 2
-    position = sum(not other.drop for other in selection.axes[:cut])
-    parts = [
-        Selection((*selection.axes[:cut], part, *selection.axes[cut + 1 :]))
-        for part in (axis.part(0, half), axis.part(half, axis.count))
-    ]
-    return np.concatenate([read_selection(http, id, name, dtype, part, head) for part in parts], axis=position)
+class _Reading:
+    """One read of one array. What takes several requests is read as of `head`, which the first split asks for."""
+
+    def __init__(self, http: Http, id: str, name: str, dtype: np.dtype[Any], head: int | None) -> None:
+        self._http, self._id, self._name, self._dtype, self._head = http, id, name, dtype, head
+        self._is_settled = head is not None
+
+    def values(self, selection: Selection) -> np.ndarray[Any, Any]:
+        text = format_selection(selection, explicit=True)
+        if len(text) > URL_CHARACTERS:
+            return self._in_parts(selection)
+        if 0 in selection.shape:
+            return np.empty(selection.shape, self._dtype)
+        params = ({"sel": text} if text else {}) | ({"head": str(self._head)} if self._head is not None else {})
+        path, count = array_path(self._id, self._name), math.prod(selection.shape)
+        if self._dtype.kind in "OT":
+            if count > TEXTS:
+                return self._in_halves(selection)
+            try:
+                return _read_text(self._http, path, params, self._dtype, selection.shape)
+            except TooLargeError:
+                if count == 1:
+                    raise
+                return self._in_halves(selection)
+        try:
+            return _read_raw(self._http, path, params, np.empty(selection.shape, self._dtype))
+        except UnavailableError as exc:
+            if not exc.details.get("broke") or count * self._dtype.itemsize <= STREAMED_FROM:
+                raise
+            # An error in the middle of a stream has no words, a small request is told what is wrong.
+            return self._in_halves(selection)
+
+    def _settle(self) -> None:
+        """Before the first of several requests: a sweep that is open must not grow between them."""
+        if not self._is_settled:
+            document = self._http.json("GET", datafile_path(self._id))
+            self._head = document["sweep"].get("head", 0) if document.get("state") == "open" else None
+            self._is_settled = True
+
+    def _in_halves(self, selection: Selection) -> np.ndarray[Any, Any]:
+        return self._joined(selection, next(i for i, axis in enumerate(selection.axes) if axis.count > 1))
+
+    def _in_parts(self, selection: Selection) -> np.ndarray[Any, Any]:
+        """Along the axis with the longest list: its span fetched whole where that is dense, else the list in halves."""
+        longest = max(range(len(selection.axes)), key=lambda i: len(selection.axes[i].picks or ()))
+        axis = selection.axes[longest]
+        picks = axis.positions()
+        low, span = int(picks.min()), int(picks.max() - picks.min()) + 1
+        if len(picks) < DENSE * span:
+            return self._joined(selection, longest)
+        values = self.values(_with_axis(selection, longest, Axis(axis.size, low, 1, span)))
+        return np.take(values, picks - low, axis=_position(selection, longest))
+
+    def _joined(self, selection: Selection, cut: int) -> np.ndarray[Any, Any]:
+        """Two reads, each of a half along the axis `cut`."""
+        self._settle()
+        axis, half = selection.axes[cut], selection.axes[cut].count // 2
+        halves = [_with_axis(selection, cut, part) for part in (axis.part(0, half), axis.part(half, axis.count))]
+        return np.concatenate([self.values(part) for part in halves], axis=_position(selection, cut))
 
 
-def _in_parts(
-    http: Http, id: str, name: str, dtype: np.dtype[Any], selection: Selection, head: int | None
-) -> np.ndarray[Any, Any]:
-    """Along the axis with the longest list: its span fetched whole where that is dense, else the list in halves."""
-    longest = max(range(len(selection.axes)), key=lambda i: len(selection.axes[i].picks or ()))
-    axis = selection.axes[longest]
-    picks = axis.positions()
-    low, span = int(picks.min()), int(picks.max() - picks.min()) + 1
-    position = sum(not other.drop for other in selection.axes[:longest])
+def _with_axis(selection: Selection, at: int, axis: Axis) -> Selection:
+    return Selection((*selection.axes[:at], axis, *selection.axes[at + 1 :]))
 
-    def with_axis(other: Axis) -> Selection:
-        return Selection((*selection.axes[:longest], other, *selection.axes[longest + 1 :]))
 
-    if len(picks) >= DENSE * span:
-        values = read_selection(http, id, name, dtype, with_axis(Axis(axis.size, low, 1, span)), head)
-        return np.take(values, picks - low, axis=position)
-    half = len(picks) // 2
-    parts = (axis.part(0, half), axis.part(half, len(picks)))
-    return np.concatenate([read_selection(http, id, name, dtype, with_axis(part), head) for part in parts], axis=position)
+def _position(selection: Selection, at: int) -> int:
+    """Which axis of the result an axis that is kept is."""
+    return sum(not other.drop for other in selection.axes[:at])
 
 
 def _read_raw(http: Http, path: str, params: dict[str, str], values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

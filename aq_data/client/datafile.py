@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
 
 import msgspec
 
-from aq_data.client.arrays import RemoteArray
+from aq_data.client.arrays import MOMENTS, RemoteArray
 from aq_data.client.connections import Source
 from aq_data.client.html import datafile_html, hits_html
 from aq_data.client.http import Body, Http
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DataFile", "Highlight", "Hits"]
 
-LOAD_TRIES = 8
 PAGE = 1000
 """Documents the server gives at once."""
 
@@ -148,7 +147,7 @@ class DataFile:
         Of an open sweep it is that of one moment, now: no variable has a block that another lacks. UnavailableError when it
         grows faster than it can be read whole.
         """
-        for _ in range(LOAD_TRIES):
+        for _ in range(MOMENTS):
             if self._document.get("state") != "open":
                 return self.open().load()
             from aq_data.client.xarray import dataset_of

@@ -158,6 +158,21 @@ def test_many_variable_strings_in_many_chunks_are_kept(lab):
     assert file["t"][3:45:5, [99, 0, 34]].tolist() == texts[3:45:5][:, [99, 0, 34]].tolist()
 
 
+@pytest.mark.parametrize("dtype", [np.dtype(object), STRING], ids=["object", "StringDType"])
+def test_more_texts_than_one_answer_holds_come_back(lab, dtype):
+    """Half a million short ones, along the second axis; some that are long; and one that is longer than any answer."""
+    short = np.array([f"q{i}" for i in range(530_000)], dtype).reshape(1, -1)
+    long = np.array([f"{i}" * 600_000 for i in range(12)], dtype).reshape(6, 2)
+    file = assert_kept(
+        lab, {"short": short, "long": long, "one": np.array(["x" * (5 << 20)], dtype)}, chunks={"long": (2, 1)}
+    )
+    assert file["long"][::-2, 1].tolist() == long[::-2, 1].tolist()
+    assert file["one"][0] == "x" * (5 << 20)
+    lazy = file.open()
+    assert lazy["long"].load().values.tolist() == long.tolist()
+    assert lazy["short"][0, ::-1].values.tolist() == short[0, ::-1].tolist()
+
+
 # --- shapes and memory layouts -------------------------------------------------------------------------------------
 
 

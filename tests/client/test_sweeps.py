@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 
 import numpy as np
 import pytest
+from aq_server import routes
 from aq_server.service import folding
 from services.deployment import open_zarr
 
 import aq_data
-from aq_data.errors import UnavailableError
+from aq_data.client import arrays
+from aq_data.errors import ConflictError, UnavailableError
 
 
 @pytest.fixture(autouse=True)
@@ -122,3 +125,61 @@ def test_load_is_one_moment_of_all_variables(client, monkeypatch):
             stop.set()
             writer.join()
     assert seen == sorted(seen)
+
+
+READS = {
+    "a list": lambda file: file["a"][np.arange(0, 20_000, 7)],
+    "a lazy list": lambda file: file.open()["a"][np.arange(0, 20_000, 7)].values,
+    "texts": lambda file: file["t"][:],
+    "lazy texts": lambda file: file.open()["t"].values,
+    "long texts": lambda file: file["long"][:],
+}
+
+
+@pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize("is_gone", [False, True], ids=["kept", "gone"])
+def test_a_read_in_several_requests_is_of_one_moment(client, monkeypatch, read, is_gone):
+    """All of the sweep is written over between two of them; when the first moment is gone, it is of a later one."""
+    monkeypatch.setattr(arrays, "TEXTS", 8)
+    monkeypatch.setattr(routes.arrays, "TEXT_FORM_BYTES", 1000)
+    variables = {"a": ("i8", "x"), "t": ("string", "y"), "long": ("string", "z")}
+    with client.sweep("over", dims={"x": 20_000, "y": 20, "z": 4}, variables=variables) as sweep:
+
+        def write(n: int) -> None:
+            sweep.write(a=np.full(20_000, n), t=[str(n)] * 20, long=[str(n) * 600] * 4)
+            sweep.flush()
+
+        write(1)
+        requests = []
+
+        def counted(real, *args):
+            values = real(*args)
+            requests.append(1)
+            if len(requests) == 1:
+                write(2)
+                if is_gone:
+                    raise ConflictError("cannot be read as of block 1 any more", code="illegal_state")
+            return values
+
+        file = client.get(sweep.id)
+        with monkeypatch.context() as patched:
+            for name in ("_read_raw", "_read_text"):
+                patched.setattr(arrays, name, functools.partial(counted, getattr(arrays, name)))
+            values = READS[read](file)
+        whole = file["long" if "long" in read else "t" if "text" in read else "a"]
+        assert {str(value)[0] for value in values} == {"2" if is_gone else "1"}
+        assert {str(value)[0] for value in whole[:]} == {"2"}
+        assert len(requests) > 1
+
+
+def test_a_sweep_too_fast_to_be_read_in_parts_says_so(client, monkeypatch):
+    """Rather than giving parts of several moments."""
+    with client.sweep("fast", dims={"x": 20_000}, variables={"a": ("i8", "x")}) as sweep:
+        sweep.write(a=np.ones(20_000, int))
+
+        def gone(*_):
+            raise ConflictError("cannot be read as of block 1 any more", code="illegal_state")
+
+        monkeypatch.setattr(arrays, "_read_raw", gone)
+        with pytest.raises(UnavailableError, match="read less"):
+            client.get(sweep.id)["a"][np.arange(0, 20_000, 7)]

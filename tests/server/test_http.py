@@ -13,8 +13,11 @@ import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
+from aq_server import routes
 from forms import DATAFILES, array_part, declared, document_part, file_part, kept, new_id, post, save
 from services.deployment import blobs
+
+import aq_data
 
 CUBE = np.arange(24, dtype="<f8").reshape(2, 3, 4)
 
@@ -412,6 +415,32 @@ def test_every_dtype_travels_as_npy_and_names_itself(wire, dtype):
     np.testing.assert_array_equal(np.load(io.BytesIO(answer.content)), array[::-1])
     for format in ("json", "csv", "arrow"):
         assert wire.get(address, params={"format": format}).status_code == 200
+
+
+@pytest.mark.parametrize("format", ["json", "csv", "arrow"])
+def test_text_is_limited_by_its_letters(shared, wire, monkeypatch, format):
+    """Whether there are many or long ones, 413 says to select less, not to ask for what there is not; one is always given."""
+    monkeypatch.setattr(routes.arrays, "TEXT_FORM_BYTES", 4 << 10)
+    texts = {"many": ["äb"] * 586, "long": ["x" * 1500] * 3, "one": ["x" * 5000] * 70, "empty": [""] * 1025}
+    arrays = {name: np.array(listed, object) for name, listed in texts.items()}
+    client = aq_data.connect(shared)
+    file = client.save(arrays, chunks={"one": (1,), "many": (100,)})
+
+    def status(name: str, sel: str) -> int:
+        answer = wire.get(f"{DATAFILES}/{file.id}/arrays/{name}", params={"format": format, "sel": sel})
+        if answer.status_code != 200:
+            assert (answer.status_code, code(answer)) == (413, "too_large")
+            assert "select less" in answer.json()["detail"]
+            assert "octet-stream" not in answer.text
+        elif format == "json":
+            assert answer.json() == np.asarray(file[name].select(sel)).tolist()
+        return answer.status_code
+
+    assert [status("many", sel) for sel in ("", ":-1", "::2")] == [413, 200, 200]
+    assert [status("long", sel) for sel in ("", ":2", "[0,0,0]")] == [413, 200, 413]
+    assert [status("one", sel) for sel in ("", ":2", ":1", "69")] == [413, 413, 200, 200]
+    assert [status("empty", sel) for sel in ("", ":1024", "0:0")] == [413, 200, 200]
+    client.close()
 
 
 def test_values_json_lacks_are_tagged_and_never_bare(wire):

@@ -18,7 +18,7 @@ from aq_data.storage.arrays.blobs import BlobStore
 from aq_data.storage.arrays.chunking import TARGET_BYTES, chunk_grid, chunk_shape, growing_chunk_shape
 from aq_data.storage.arrays.format import chunk_key, encode_chunk, text_from_wire
 
-__all__ = ["ArrayWriter", "plan_array", "plan_growing_array"]
+__all__ = ["TEXT_ITEM", "ArrayWriter", "plan_array", "plan_growing_array"]
 
 SLAB_BYTES = 32 << 20
 """Values held in memory per array being written."""

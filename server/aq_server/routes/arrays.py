@@ -15,7 +15,7 @@ from litestar.params import FromPath, FromQuery
 from litestar.response import Stream
 
 from aq_data.errors import ConflictError, NotAcceptableError, TooLargeError
-from aq_data.models.arrays import parse_dtype
+from aq_data.models.arrays import is_text, parse_dtype
 from aq_data.wire.codec import ARROW, CSV, JSON, NPY, RAW, array_pieces
 from aq_data.wire.routes import DATAFILES
 from aq_server.routes.bodies import matches_etag
@@ -34,7 +34,7 @@ WHOLE_BYTES = 1 << 20
 """Up to this size an answer is one piece; beyond, values stream while the next are read."""
 MAP_ELEMENTS = 256 << 20
 TEXT_FORM_BYTES = 4 << 20
-"""JSON, CSV and Arrow are made in memory: of at most this many bytes of values."""
+"""JSON, CSV and Arrow are made in memory: of at most this many bytes of values, text as UTF-8 and 4 more for each."""
 
 
 class ArrayRoutes(Controller):
@@ -178,8 +178,8 @@ class ArrayRoutes(Controller):
 
 def _choose(accept: str, format: str, part: Slice) -> str:
     """The media type to answer with."""
-    is_text = parse_dtype(part.array.dtype, part.array.name).kind in "OT"
-    possible = [JSON, ARROW, CSV] if is_text else [RAW, NPY, JSON, CSV, ARROW]
+    has_no_raw = is_text(parse_dtype(part.array.dtype, part.array.name))
+    possible = [JSON, ARROW, CSV] if has_no_raw else [RAW, NPY, JSON, CSV, ARROW]
     if format:
         media = FORMATS.get(format)
         if media is None:
@@ -190,7 +190,7 @@ def _choose(accept: str, format: str, part: Slice) -> str:
         except (ValueError, OverflowError):  # a quality that is no number
             media = None
     if media is None or media not in possible:
-        reason = "variable-length text has no raw form; " if is_text else ""
+        reason = "variable-length text has no raw form; " if has_no_raw else ""
         raise NotAcceptableError(f"{reason}this array can be sent as {', '.join(possible)}")
     return media
 
@@ -226,8 +226,10 @@ async def _raw(part: Slice, media: str, headers: dict[str, str], without_body: b
 
 
 async def _bounded(part: Slice, media: str) -> np.ndarray[Any, Any]:
-    itemsize = parse_dtype(part.array.dtype, part.array.name).itemsize
-    size = int(np.prod(part.selection.full_shape, dtype=object)) * itemsize
+    dtype = parse_dtype(part.array.dtype, part.array.name)
+    if is_text(dtype):
+        return await part.read_text(TEXT_FORM_BYTES)
+    size = int(np.prod(part.selection.full_shape, dtype=object)) * dtype.itemsize
     if size > TEXT_FORM_BYTES:
         raise TooLargeError(f"{media} is limited to {TEXT_FORM_BYTES >> 20} MiB of values; select less, or ask for {RAW}")
     return await part.read()

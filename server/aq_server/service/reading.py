@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import msgspec
 import numpy as np
 from blake3 import blake3
 
-from aq_data.errors import ConflictError, CorruptionError, NotFoundError, UnavailableError
+from aq_data.errors import ConflictError, CorruptionError, NotFoundError, TooLargeError, UnavailableError
 from aq_data.models.arrays import ArrayInfo
 from aq_data.models.selection import Selection, format_selection, parse_selection
 from aq_data.storage.arrays.chunking import chunk_grid
@@ -20,6 +21,7 @@ from aq_data.storage.arrays.format import array_document, chunk_key, encode_chun
 from aq_data.storage.arrays.growing import GrowingArray, ObjectGoneError, View
 from aq_data.storage.arrays.manifest import NOTHING
 from aq_data.storage.arrays.store import SLAB_BYTES, ArrayStore, group_prefix
+from aq_data.storage.arrays.writing import TEXT_ITEM
 from aq_data.storage.metadata.record import Record
 from aq_server.service.datafiles import DataFiles
 from aq_server.service.growing import Growing
@@ -30,6 +32,10 @@ T = TypeVar("T")
 
 _INDEX = re.compile(r"0|[1-9][0-9]{0,17}")
 TRIES = 5
+TEXTS_AT_ONCE = 64
+"""Texts that are read before their bytes are counted, where a chunk has no more."""
+TEXT_HEAD = 4
+"""Bytes of a text as it travels, beside its letters."""
 
 
 class FinishedSource:
@@ -133,6 +139,28 @@ class Slice:
     async def read(self) -> np.ndarray[Any, Any]:
         """All selected values, of `selection.shape`."""
         return await self.source.read(self.selection)
+
+    async def read_text(self, limit: int) -> np.ndarray[Any, Any]:
+        """All selected texts; TooLargeError beyond `limit` bytes as they travel, unless it is a single one.
+
+        How long they are is known when they are there: of much text no more than one piece beyond the limit is read.
+        """
+        count = math.prod(self.selection.full_shape)
+        at_once = max(TEXTS_AT_ONCE, math.prod(self.array.chunks))
+        left = limit - TEXT_HEAD * count
+        pieces: list[np.ndarray[Any, Any]] = []
+        if left >= 0 and count <= at_once:
+            pieces = [(await self.read()).reshape(-1)]
+            left -= await asyncio.to_thread(_utf8_bytes, pieces[0])
+        elif left >= 0:
+            async for values in self.source.stream(self.selection, TEXT_ITEM * at_once):
+                pieces.append(values.reshape(-1))
+                left -= await asyncio.to_thread(_utf8_bytes, pieces[-1])
+                if left < 0:
+                    break
+        if left < 0 and count > 1:
+            raise TooLargeError(f"text is given up to {limit >> 20} MiB at once; select less of array {self.array.name!r}")
+        return np.concatenate(pieces).reshape(self.selection.shape)
 
     async def written(self) -> np.ndarray[Any, Any]:
         """Which of the selected elements were measured."""
@@ -248,6 +276,10 @@ class Reading:
                 raise CorruptionError(f"array {array.name!r} of DataFile {id} has lost chunk {rest!r}") from exc
             return await self.zarr(id, key)
         return ZarrBlob(content, tag, False)
+
+
+def _utf8_bytes(texts: np.ndarray[Any, Any]) -> int:
+    return sum(len(text.encode("utf-8")) for text in texts.tolist())
 
 
 def _gone(id: str, head: int) -> ConflictError:
