@@ -10,7 +10,7 @@ import numpy as np
 
 from aq_data.errors import ValidationError
 from aq_data.models.structs import resolve
-from aq_data.models.values import check_value
+from aq_data.models.values import WIDEST, check_value
 
 __all__ = [
     "STRING",
@@ -115,7 +115,7 @@ def parse_dtype(text: str, name: str) -> np.dtype[Any]:
 def _is_kept(dtype: np.dtype[Any]) -> bool:
     if dtype.byteorder == ">" or dtype.itemsize == 0:
         return False
-    return dtype.itemsize <= {"f": 8, "c": 16}.get(dtype.kind, 1 << 24)
+    return dtype.itemsize <= WIDEST.get(dtype.kind, 1 << 24)
 
 
 def _unsupported(name: str, dtype: str, reason: str) -> ValidationError:

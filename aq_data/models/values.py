@@ -24,12 +24,26 @@ import numpy as np
 
 from aq_data.errors import ValidationError
 
-__all__ = ["MAX_DEPTH", "TAGS", "check_value", "format_instant", "from_tagged", "parse_instant", "tag_of", "to_tagged"]
+__all__ = [
+    "MAX_DEPTH",
+    "TAGS",
+    "WIDEST",
+    "check_value",
+    "format_instant",
+    "from_tagged",
+    "is_unicode",
+    "parse_instant",
+    "tag_of",
+    "to_tagged",
+]
 
 MAX_DEPTH = 64
 """Nesting allowed in a document; deeper is refused, so that no reader needs unbounded recursion."""
 
 TAGS = frozenset({"$float", "$complex", "$date", "$bytes", "$ndarray", "$literal"})
+
+WIDEST = {"f": 8, "c": 16}
+"""Bytes of the longest floats that are kept: what NumPy calls longer differs from machine to machine."""
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -88,6 +102,10 @@ def _refuse_changing(value: Any, where: str) -> None:
         what = f"a {type(value).__name__}"
     elif isinstance(value, datetime) and value.tzinfo is None:
         what = "a datetime without a time zone"
+    elif isinstance(value, datetime) and getattr(value, "nanosecond", 0) != 0:  # pandas'
+        what = f"a {type(value).__name__} with nanoseconds"
+    elif isinstance(value, np.ma.MaskedArray):
+        what = "a masked array"
     elif isinstance(value, Mapping) and not all(isinstance(key, str) for key in value):
         what = "a dict with keys that are not strings"
     if what is not None:
@@ -135,9 +153,12 @@ def _float_name(value: float) -> str:
 
 def _numpy_to_tagged(value: Any, where: str, keep: bool, depth: int) -> Any:
     dtype = value.dtype
+    if dtype.itemsize > WIDEST.get(dtype.kind, dtype.itemsize):
+        raise ValidationError(f"{where}: NumPy {dtype} cannot be kept; convert it to float64 or complex128")
     native = isinstance(value, (np.float64, np.complex128, np.bool_, np.str_))
     if keep and not native and dtype.kind in "biufcmMUS" and dtype.itemsize:
         little = np.asarray(value).astype(dtype.newbyteorder("<"), copy=False)
+        _refuse_surrogates(little, where)
         data = base64.b64encode(little.tobytes()).decode("ascii")
         return {"$ndarray": {"dtype": little.dtype.str, "shape": list(little.shape), "data": data}}
     if depth + value.ndim > MAX_DEPTH:
@@ -153,6 +174,17 @@ def _numpy_to_tagged(value: Any, where: str, keep: bool, depth: int) -> Any:
     if dtype.kind in "mV":
         raise ValidationError(f"{where}: NumPy {dtype} cannot be kept as JSON; convert it to numbers with a unit")
     return to_tagged(value.tolist(), where, keep_arrays=keep, depth=depth + 1)
+
+
+def is_unicode(array: np.ndarray[Any, Any]) -> bool:
+    """Whether UTF-8 can carry every text of an array of fixed-width text: NumPy takes any number for a letter."""
+    points = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False)).reshape(-1).view("<u4")
+    return not bool(((points >= 0xD800) & (points < 0xE000) | (points > 0x10FFFF)).any())
+
+
+def _refuse_surrogates(array: np.ndarray[Any, Any], where: str) -> None:
+    if array.dtype.kind == "U" and not is_unicode(array):
+        raise ValidationError(f"{where}: the text holds a lone surrogate, which UTF-8 cannot carry")
 
 
 def _instants(ticks: Any) -> Any:
@@ -257,7 +289,9 @@ def _check_ndarray(inner: Any, where: str) -> None:
     except (KeyError, TypeError, ValueError, SyntaxError) as exc:
         raise ValidationError(f"{where}: $ndarray takes dtype, shape and base64 data") from exc
     is_shape = isinstance(shape, list) and len(shape) <= 32 and all(type(n) is int and 0 <= n < 1 << 40 for n in shape)
-    if not is_shape or dtype.kind not in "biufcmMUS" or not dtype.itemsize:
+    is_kept = dtype.kind in "biufcmMUS" and 0 < dtype.itemsize <= WIDEST.get(dtype.kind, dtype.itemsize)
+    if not is_shape or not is_kept:
         raise ValidationError(f"{where}: $ndarray takes a dtype of numbers, instants or text and a list of lengths")
     if math.prod(shape) * dtype.itemsize != len(data):
         raise ValidationError(f"{where}: the bytes of $ndarray do not fit its dtype and shape")
+    _refuse_surrogates(np.frombuffer(data, dtype), where)

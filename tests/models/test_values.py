@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -179,6 +180,9 @@ UNKEEPABLE = {
     "a NumPy timedelta": np.timedelta64(1, "s"),
     "a structured scalar": np.zeros(1, dtype=[("a", "i4")])[0],
     "objects in an array": np.array([object()]),
+    "a long double": np.longdouble(1) / 3,
+    "complex long doubles": np.ones(2, np.clongdouble),
+    "a lone surrogate in an array": np.array(["a", "\udfff"]),
     "an instant before year 1 in UTC": datetime.min.replace(tzinfo=timezone(timedelta(hours=14))),
     "an instant after year 9999 in UTC": datetime.max.replace(tzinfo=timezone(timedelta(hours=-12))),
     "a NumPy instant beyond year 9999": np.datetime64(1 << 62, "us"),
@@ -191,6 +195,21 @@ def test_what_json_cannot_carry_is_refused_at_its_place(name):
     with pytest.raises(ValidationError) as caught:
         to_tagged({"a": [0, UNKEEPABLE[name]]}, "metadata")
     assert "metadata.a[1]" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.longdouble(1) / 3, np.ones(2, np.clongdouble), {"b": [np.zeros((), np.longdouble)]}, np.array(["a", "\ud800"]),
+        np.array(["a", "\ud800"], ">U1"), np.ma.array([1.0, 2.0], mask=[False, True]), np.ma.masked,
+        pd.Timestamp("2026-01-31T08:00:00.000000001Z"), pd.NaT,
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_an_attribute_that_would_come_back_changed_is_refused_at_its_place(value):
+    """Longer than any float that is kept, masked, finer than a datetime, or no text."""
+    with pytest.raises(ValidationError, match=r"attrs\.a"):
+        to_tagged({"a": value}, "attrs", keep_arrays=True)
 
 
 MALFORMED = [
@@ -245,6 +264,11 @@ MALFORMED_ARRAYS = {
     "too many axes": ndarray(shape=[1] * 99 + [2]),
     "a huge empty shape": ndarray(shape=[0, 10**30], data=""),
     "an infinite shape": ndarray(shape=[math.inf]),
+    "a long double": ndarray(dtype="<f16", shape=[1], data=base64.b64encode(bytes(16)).decode()),
+    "a complex long double": ndarray(dtype="<c32", shape=[1], data=base64.b64encode(bytes(32)).decode()),
+    "a lone surrogate": ndarray(dtype="<U1", data=base64.b64encode(b"a\0\0\0\0\xd8\0\0").decode()),
+    "a lone surrogate, big-endian": ndarray(dtype=">U1", data=base64.b64encode(b"\0\0\0a\0\0\xdf\xff").decode()),
+    "what is no letter": ndarray(dtype="<U2", shape=[1], data=base64.b64encode(b"\xff" * 8).decode()),
     "data that is no base64": ndarray(data="é"),
     "data that is no text": ndarray(data=[1]),
     "truncated data": ndarray(data="AAAA"),
