@@ -20,6 +20,9 @@ __all__ = ["Result", "delete_many", "get_many", "save_many", "update_many"]
 FileOf = Callable[[dict[str, Any]], DataFile]
 Answers = list[dict[str, Any]]
 
+UNFIT = (AqDataError, TypeError, ValueError, OverflowError, OSError)
+"""What may be wrong with a single item: the error of that item, and of no other."""
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -46,7 +49,7 @@ def save_many(http: Http, file_of: FileOf, items: Iterable[Mapping[str, Any]]) -
     for item in items:
         try:
             outgoing = outgoing_save(**_keywords(item))
-        except (AqDataError, TypeError) as exc:
+        except UNFIT as exc:
             requests.add(_refused(item, exc))
             continue
         if outgoing.is_document and len(outgoing.document) < BULK_BYTES:
@@ -56,8 +59,8 @@ def save_many(http: Http, file_of: FileOf, items: Iterable[Mapping[str, Any]]) -
         try:
             file = file_of(decoded(http.request("POST", DATAFILES, outgoing.body())))
             requests.add(Result(outgoing.id, file))
-        except AqDataError as exc:
-            requests.add(Result(outgoing.id, error=exc))
+        except UNFIT as exc:  # also a file that can no longer be read
+            requests.add(Result(outgoing.id, error=_unfit(exc)))
     return requests.results()
 
 
@@ -79,7 +82,7 @@ def update_many(http: Http, file_of: FileOf, items: Iterable[Mapping[str, Any]])
                 raise ValidationError("an item needs `id`, a text, and `patch`, a dict")
             change["patch"] = tagged_fields(change["patch"])
             requests.add(_Item(change["id"], msgspec.json.encode(change), change.get("revision") is None))
-        except (AqDataError, TypeError) as exc:
+        except UNFIT as exc:
             requests.add(_refused(item, exc))
     return requests.results()
 
@@ -114,9 +117,12 @@ def _keywords(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refused(item: Any, exc: Exception) -> Result:
-    error = exc if isinstance(exc, AqDataError) else ValidationError(f"the item does not fit: {exc}")
     id = item.get("id") if isinstance(item, Mapping) else None
-    return Result(id if isinstance(id, str) else "", error=error)
+    return Result(id if isinstance(id, str) else "", error=_unfit(exc))
+
+
+def _unfit(exc: Exception) -> AqDataError:
+    return exc if isinstance(exc, AqDataError) else ValidationError(f"the item does not fit: {exc}")
 
 
 def _send(http: Http, method: str, path: str, group: list[_Item], before: bytes = b"[", after: bytes = b"]") -> Answers:

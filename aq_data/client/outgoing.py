@@ -164,10 +164,17 @@ def _declare(entry: _Entry, chunks: Mapping[str, Sequence[int]], codec: str | No
         dims=entry.dims,
         attrs=to_tagged(dict(entry.attrs), f"array {entry.name!r} attrs", keep_arrays=True),
         role="coordinate" if entry.role == "coordinate" else "data",
-        chunks=tuple(int(n) for n in chunks[entry.name]) if entry.name in chunks else None,
+        chunks=_chunks(entry.name, chunks[entry.name]) if entry.name in chunks else None,
         codec=codec or "zstd",  # type: ignore[arg-type]
     )
     return OutgoingArray(info, values)
+
+
+def _chunks(name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    try:
+        return tuple(int(n) for n in shape)
+    except (TypeError, ValueError, OverflowError) as exc:
+        raise ValidationError(f"array {name!r}: chunks takes a length for each axis, not {shape!r}") from exc
 
 
 def _values(entry: _Entry) -> np.ndarray[Any, Any]:
@@ -185,6 +192,10 @@ def _values(entry: _Entry) -> np.ndarray[Any, Any]:
             if not isinstance(item, str):
                 what = "a ragged or mixed list" if isinstance(item, (list, tuple)) else f"such as a {type(item).__name__}"
                 raise _unsupported(entry.name, f"objects that are not strings, {what}")
+            try:
+                item.encode("utf-8")
+            except UnicodeEncodeError as exc:
+                raise _unsupported(entry.name, "text with a lone surrogate, which UTF-8 cannot carry") from exc
         return values if values.dtype.kind == "O" else values.astype(np.dtypes.StringDType())
     return little_endian(values)
 

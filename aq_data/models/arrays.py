@@ -193,6 +193,8 @@ def _check_shape(array: NewArray, dtype: np.dtype[Any]) -> None:
     for dim in array.dims or ():
         if not dim or len(dim.encode("utf-8", "replace")) > MAX_NAME_BYTES:
             raise ValidationError(f"{where}: the dimension name {dim[:80]!r} is empty or over {MAX_NAME_BYTES} bytes")
+        if any(0xD800 <= ord(ch) < 0xE000 for ch in dim):
+            raise ValidationError(f"{where}: the dimension name {dim[:80]!r} holds a lone surrogate")
     if array.chunks is not None:
         if len(array.chunks) != len(array.shape) or any(n < 1 for n in array.chunks):
             raise ValidationError(f"{where}: chunks {array.chunks} must name 1 or more elements for each axis")

@@ -66,6 +66,41 @@ def test_every_item_has_a_result(client):
     assert client.count() == 5
 
 
+def test_an_item_of_any_kind_of_mistake_leaves_the_others_alone(client, tmp_path):
+    """Also one whose file vanishes when it is about to be sent: it has its own error, naming what was wrong."""
+    path = tmp_path / "vanishing"
+    path.write_bytes(b"x")
+
+    class Vanishing(dict):
+        def items(self):
+            yield "vanishing", path
+            path.unlink()
+
+    results = client.save_many(
+        [
+            {"name": "first"},
+            {"dataset": {"texts": np.array(["\ud800"], object)}},
+            {"dataset": {"a": (("\ud800",), np.zeros(3))}},
+            {"dataset": {"a": np.zeros(3)}, "chunks": {"a": ("x",)}},
+            {"dataset": {"a": np.zeros(3)}, "chunks": {"a": 3}},
+            {"dataset": {"a": np.zeros(3)}, "chunks": {"a": (math.inf,)}},
+            {"dataset": {"a": np.zeros(3)}, "chunks": 5},
+            {"name": "\ud800"},
+            {"store": "\ud800"},
+            {"files": {"\ud800": b""}},
+            {"files": Vanishing()},
+            {"name": "last"},
+        ]
+    )
+    assert [results[i].error for i in (0, -1)] == [None, None]
+    for result, named in zip(results[1:6], ("'texts'", "surrogate", "chunks", "chunks", "chunks"), strict=True):
+        assert named in str(result.error)
+    assert all(isinstance(result.error, ValidationError) for result in results[1:-1]), results
+    (_, failed) = client.update_many([{"id": results[0].id, "patch": {"name": "1st"}}, {"id": "\ud800", "patch": {}}])
+    assert isinstance(failed.error, ValidationError)
+    assert client.get(results[0].id).name == "1st"
+
+
 def test_more_than_the_server_takes_at_once_goes_in_several_requests(client, monkeypatch):
     """By number and by bytes; a document too large to share a request goes alone. Order of saving is the order given."""
     monkeypatch.setattr("aq_data.client.bulk.BULK_ITEMS", 7)
