@@ -443,6 +443,20 @@ def test_text_is_limited_by_its_letters(shared, wire, monkeypatch, format):
     client.close()
 
 
+@pytest.mark.parametrize("format", ["json", "csv", "arrow"])
+def test_fixed_text_that_is_no_unicode_is_sent_only_as_it_lies(wire, format):
+    """406 names the array and the formats that can carry it; what lies beside the lone surrogate comes as ever."""
+    letters = np.array([[ord("a"), ord("b")], [0xD800, 0], [0x110000, 0]], "<u4").view("<U2").reshape(3)
+    address = f"{DATAFILES}/{save(wire, {'fit': letters})['id']}/arrays/fit"
+    for sel in ("", "1", "::2"):
+        answer = wire.get(address, params={"format": format, "sel": sel})
+        assert (answer.status_code, code(answer)) == (406, "not_acceptable")
+        assert all(word in answer.json()["detail"] for word in ("'fit'", "octet-stream", "npy"))
+    assert wire.get(address, params={"format": format, "sel": "0"}).status_code == 200
+    assert wire.get(address).content == letters.tobytes()
+    assert letters.tobytes() in wire.get(address, params={"format": "npy"}).content
+
+
 def test_values_json_lacks_are_tagged_and_never_bare(wire):
     """NaN and infinities are no JSON: they travel as tagged objects, NaT as null, instants as ISO text."""
     floats, instants = np.array([1.5, np.nan, -np.inf]), np.array(["2026-01-31T08:00", "NaT"], "<M8[s]")

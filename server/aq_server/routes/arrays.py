@@ -16,6 +16,7 @@ from litestar.response import Stream
 
 from aq_data.errors import ConflictError, NotAcceptableError, TooLargeError
 from aq_data.models.arrays import is_text, parse_dtype
+from aq_data.models.values import is_unicode
 from aq_data.wire.codec import ARROW, CSV, JSON, NPY, RAW, array_pieces
 from aq_data.wire.routes import DATAFILES
 from aq_server.routes.bodies import matches_etag
@@ -232,7 +233,12 @@ async def _bounded(part: Slice, media: str) -> np.ndarray[Any, Any]:
     size = int(np.prod(part.selection.full_shape, dtype=object)) * dtype.itemsize
     if size > TEXT_FORM_BYTES:
         raise TooLargeError(f"{media} is limited to {TEXT_FORM_BYTES >> 20} MiB of values; select less, or ask for {RAW}")
-    return await part.read()
+    values = await part.read()
+    if dtype.kind == "U" and not is_unicode(values):
+        raise NotAcceptableError(
+            f"array {part.array.name!r} holds a lone surrogate there, which {media} cannot carry; ask for {RAW} or {NPY}"
+        )
+    return values
 
 
 class ZarrRoutes(Controller):
