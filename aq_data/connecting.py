@@ -14,10 +14,10 @@ from aq_data.client.client import Client
 from aq_data.client.connections import Source, open_server, request_headers
 from aq_data.client.http import TIMEOUT, Http
 from aq_data.client.inprocess import AppTransport
-from aq_data.configfile import client_config
+from aq_data.configfile import ClientConfig, client_config
 from aq_data.errors import ConfigError
 
-__all__ = ["connect"]
+__all__ = ["DEFAULT_URL", "connect", "open_client", "target_of"]
 
 DEFAULT_URL = "http://127.0.0.1:5000"
 
@@ -31,8 +31,7 @@ def connect(target: str | os.PathLike[str] | None = None, *, token: str | None =
     What processes that died left in the spool for this target is delivered in the background.
     """
     configured = client_config()
-    default = os.environ.get("AQ_DATA_URL") or configured.url or DEFAULT_URL
-    chosen = os.fspath(target) if target is not None else default
+    chosen = _chosen(target, configured)
     secret = token or os.environ.get("AQ_DATA_TOKEN")
     if secret is None and chosen == configured.url:
         secret = _token_from(configured.token_file)  # only to whom it was meant for
@@ -41,10 +40,21 @@ def connect(target: str | os.PathLike[str] | None = None, *, token: str | None =
     return client
 
 
+def target_of(target: str | os.PathLike[str] | None) -> str:
+    """The address or the absolute folder that `connect` would take."""
+    return _normal(_chosen(target, client_config()))
+
+
 def open_client(target: str, token: str | None) -> Client:
     """A client of an address or an absolute folder, that leaves the spool alone."""
     source = Source(target, token, open_server if "://" in target else open_folder)
     return Client(source.http(hold=True), source)
+
+
+def _chosen(target: str | os.PathLike[str] | None, configured: ClientConfig) -> str:
+    if target is not None:
+        return os.fspath(target)
+    return os.environ.get("AQ_DATA_URL") or configured.url or DEFAULT_URL
 
 
 def _normal(target: str) -> str:

@@ -348,6 +348,44 @@ def test_no_server_is_told_with_the_way_out(run, monkeypatch):
     assert err.count("\n") == 1
 
 
+def test_a_mistyped_target_is_told_and_not_made(run, tmp_path, cube_file, monkeypatch):
+    """Of every command that looks at what is there; one that saves may be the first, and makes the folder."""
+    typo = tmp_path / "typo"
+    monkeypatch.chdir(tmp_path)
+    commands = [
+        ["ls"],
+        ["search", "{}"],
+        ["search", "{}", "--fields", "name"],
+        ["show", new_id()],
+        ["get", new_id(), "a"],
+        ["export", new_id(), "out.nc"],
+        ["diff", new_id(), new_id()],
+        ["history", new_id()],
+        ["revert", new_id(), "1"],
+        ["store", "ls"],
+        ["store", "rm", "x"],
+    ]
+    for command in commands:
+        status, out, err = run(*command, "--data", typo)
+        assert (status, out, err.count("\n")) == (1, "", 1), command
+        assert f"{typo} holds no aq-data" in err
+        assert "--url" in err
+    for command in [*commands, ["save", cube_file], ["import", cube_file], ["store", "add", "x", "y"]]:
+        for url in ("localhost", "localhost:5000", ""):
+            status, out, err = run(*command, "--url", url)
+            assert (status, out, err.count("\n")) == (1, "", 1), command
+            assert f"{url!r}" in err
+            assert "http://" in err
+    monkeypatch.setenv("AQ_DATA_URL", "typo")
+    status, out, err = run("ls")
+    assert (status, out) == (1, "")
+    assert f"{typo} holds no aq-data" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["cube.npy"]
+    assert run("save", cube_file, "--data", typo)[0] == 0
+    assert "cube" in run("ls", "--data", typo)[1]
+    assert "cube" in run("ls")[1]
+
+
 def test_a_failure_of_the_store_is_one_line_too(run, where, data, cube_file):
     """Damage met by a command is told in words: no traceback runs over the user's screen."""
     (document,) = parsed(run("save", cube_file, *where, "--json")[1])

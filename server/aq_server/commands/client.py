@@ -15,8 +15,8 @@ import numpy as np
 import aq_data
 from aq_data.client.spool import Spool
 from aq_data.client.spools import SpoolInfo, found_spools, spool_root
-from aq_data.connecting import open_client
-from aq_data.errors import AqDataError, NotFoundError, ValidationError
+from aq_data.connecting import DEFAULT_URL, open_client, target_of
+from aq_data.errors import AqDataError, ConfigError, NotFoundError, ValidationError
 from aq_data.models.values import check_value, from_tagged
 from aq_server.routes.formats import as_json
 
@@ -27,7 +27,27 @@ _XARRAY = {".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".zarr"}
 
 
 def _connect(options: argparse.Namespace) -> aq_data.Client:
-    return aq_data.connect(options.url or options.data)
+    """To what is there: a folder without a catalogue, which may be mistyped, must not look like an empty one."""
+    folder = target_of(_target(options))
+    if "://" not in folder:
+        # Not before: what an address needs is loaded faster. Without a server the catalogue is always a file in the folder.
+        from aq_server.deployment import DATABASE
+
+        if not (Path(folder) / DATABASE).is_file():
+            raise ConfigError(f"{folder} holds no aq-data; name the folder with --data, or a server with --url")
+    return _connect_or_make(options)
+
+
+def _connect_or_make(options: argparse.Namespace) -> aq_data.Client:
+    """The same for a command that may be the first: a folder is made when absent."""
+    return aq_data.connect(_target(options))
+
+
+def _target(options: argparse.Namespace) -> str | None:
+    if options.url is not None and "://" not in options.url:
+        raise ConfigError(f"--url takes an address such as {DEFAULT_URL}, not {options.url!r}; --data takes a folder")
+    target: str | None = options.data if options.url is None else options.url
+    return target
 
 
 def _metadata(pairs: list[str]) -> dict[str, Any]:
@@ -117,7 +137,7 @@ def _say_saved(file: aq_data.DataFile, as_json: bool) -> None:
 
 
 def run_save(options: argparse.Namespace) -> int:
-    with _connect(options) as client:
+    with _connect_or_make(options) as client:
         path = Path(options.file) if options.file else None
         dataset = _dataset(path) if path else None
         fields = _fields(options, path.stem if path else "")
@@ -130,7 +150,7 @@ def run_import(options: argparse.Namespace) -> int:
     """Every file is tried; one that could not be saved is told of, at the end how many, and the exit status is 1."""
     failed = 0
     paths = _spread(options.files)
-    with _connect(options) as client:
+    with _connect_or_make(options) as client:
         for path in paths:
             try:
                 fields = _fields(options, path.stem)

@@ -7,14 +7,14 @@ import argparse
 import msgspec
 
 from aq_data.models.stores import StoreStatus
-from aq_server.commands.client import _connect, _print
+from aq_server.commands.client import _connect, _connect_or_make, _print
 
 __all__ = ["run_store"]
 
 
 def run_store(options: argparse.Namespace) -> int:
     """`ls`, `add`, `rm`."""
-    with _connect(options) as client:
+    with (_connect_or_make if options.action == "add" else _connect)(options) as client:
         if options.action == "rm":
             client.remove_store(options.name)
             if not options.json:
