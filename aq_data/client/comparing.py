@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 import msgspec
 
 from aq_data.client.html import table_html
+from aq_data.client.tables import EXACT, integers
 from aq_data.models.difference import MISSING, Difference, place_text
 from aq_data.models.history import Change
 from aq_data.models.values import from_tagged
@@ -105,13 +106,19 @@ class Comparison(_Printed[Variation]):
         self.ids = [str(id) for id in answer["ids"]]
 
     def table(self) -> pd.DataFrame:
-        """A pandas DataFrame with one row per DataFile and one column per path; None where there is nothing."""
+        """A pandas DataFrame with one row per DataFile and one column per path.
+
+        Where there is nothing it is missing as pandas has it; no number changes for that.
+        """
         import pandas as pd
 
+        index = pd.Index(self.ids, name="id")
         columns = {
-            place_text(each.path, each.at): [None if v.value is MISSING else v.value for v in each.values] for each in self
+            place_text(each.path, each.at): _column([None if v.value is MISSING else v.value for v in each.values])
+            for each in self
         }
-        return pd.DataFrame(columns, index=pd.Index(self.ids, name="id"), dtype=None if columns else object)
+        columns = {name: column.set_axis(index) for name, column in columns.items()}
+        return pd.DataFrame(columns, index=index, dtype=None if columns else object)
 
     def _table(self) -> _Table:
         more = ("…",) if len(self.ids) > SHOWN_COLUMNS else ()
@@ -121,6 +128,18 @@ class Comparison(_Printed[Variation]):
         ]
         title = f"{_counted(len(self), 'difference')} among {len(self.ids)} DataFiles"
         return _Table(title, ("path", *self.ids[:SHOWN_COLUMNS], *more), rows)
+
+
+def _column(values: list[Any]) -> pd.Series[Any]:
+    """With pandas' own dtype, unless that would change an integer."""
+    import pandas as pd
+
+    whole = [value for value in values if type(value) is int]
+    if all(abs(value) <= EXACT for value in whole):
+        return pd.Series(values)
+    if len(whole) + values.count(None) == len(values) and all(-(1 << 63) <= value < 1 << 63 for value in whole):
+        return integers(values)
+    return pd.Series(values, dtype=object)
 
 
 class History(_Printed[Change]):

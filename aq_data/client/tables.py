@@ -17,9 +17,10 @@ from aq_data.wire.routes import SEARCH
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["table_of", "table_pieces"]
+__all__ = ["EXACT", "integers", "table_of", "table_pieces"]
 
-_EXACT = 1 << 53
+EXACT = 1 << 53
+"""A float64 has every integer up to here."""
 
 
 def table_pieces(
@@ -59,7 +60,7 @@ def _from_arrow(content: bytes) -> dict[str, pd.Series[Any]]:
             cells = [None if text is None else from_tagged(msgspec.json.decode(text)) for text in column.to_pylist()]
             found[field.name] = pd.Series(cells, dtype=object)
         elif pa.types.is_integer(field.type) and column.null_count:
-            found[field.name] = _integers(column.to_pylist())
+            found[field.name] = integers(column.to_pylist())
         else:
             found[field.name] = column.to_pandas()
     return found
@@ -76,17 +77,17 @@ def _from_lines(content: bytes, fields: Sequence[str]) -> dict[str, pd.Series[An
         if type in ("json", "empty"):
             found[field] = pd.Series([from_tagged(cell) for cell in cells], dtype=object)
         elif type == "integer":
-            found[field] = _integers(cells)
+            found[field] = integers(cells)
         else:
             dtype = {"float": "float64", "instant": "datetime64[us, UTC]"}.get(type)
             found[field] = pd.Series(typed_values(cells, type), dtype=dtype)
     return found
 
 
-def _integers(values: list[int | None]) -> pd.Series[Any]:
+def integers(values: list[int | None]) -> pd.Series[Any]:
     """As pandas has them: with a missing one float64, unless that would change a number."""
     import pandas as pd
 
-    if None in values and any(value is not None and abs(value) > _EXACT for value in values):
+    if None in values and any(value is not None and abs(value) > EXACT for value in values):
         return pd.Series(values, dtype="Int64")
     return pd.Series(values)

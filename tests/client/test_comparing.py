@@ -6,6 +6,7 @@ import math
 from datetime import UTC, datetime
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import aq_data
@@ -137,6 +138,22 @@ def test_what_varies_among_many_is_told_in_their_order(client):
     assert "3 differences among 6 DataFiles" in str(found)
     assert "-30 dBm" in str(found)
     assert "-30 dBm" in found._repr_html_()
+
+
+def test_a_table_changes_no_integer(client):
+    """Where another DataFile has none, a float, or one that no machine integer holds."""
+    odd = 2**53 + 1
+    rows = [
+        {"serial": odd, "mixed": odd, "huge": odd, "small": 1, "plain": odd},
+        {"mixed": 0.5, "huge": 2**70, "plain": 2},
+        {"serial": 7, "mixed": None, "small": 3, "plain": 3},
+    ]
+    table = client.compare([client.save(metadata=row).id for row in rows]).table()
+    assert table["metadata.serial"].tolist() == [odd, pd.NA, 7]
+    assert table["metadata.mixed"].tolist() == [odd, 0.5, None]
+    assert table["metadata.huge"].tolist() == [odd, 2**70, None]
+    assert table["metadata.plain"].tolist() == [odd, 2, 3]
+    assert str(table["metadata.small"].dtype) == "float64", "as pandas has integers of which one is missing"
 
 
 def test_few_and_many_ids_are_taken_and_too_many_refused(client):
