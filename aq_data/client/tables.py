@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from aq_data.client.http import Http
+from aq_data.errors import ValidationError
 from aq_data.models.columns import column_type, field_segments, kinds, typed_values
 from aq_data.models.values import from_tagged
 from aq_data.wire.codec import ARROW, NDJSON
@@ -27,7 +28,7 @@ def table_pieces(
     http: Http, question: Mapping[str, Any], columns: Sequence[str], media: str
 ) -> Generator[bytes, None, None]:
     """The table as the server streams it."""
-    content = msgspec.json.encode({**question, "fields": list(columns)})
+    content = msgspec.json.encode({**question, "fields": _listed(columns)})
     headers = {"Accept": media, "Content-Type": "application/json"}
     with http.stream("POST", SEARCH, content=content, headers=headers) as answer:
         yield from answer.iter_bytes()
@@ -37,14 +38,21 @@ def table_of(http: Http, question: Mapping[str, Any], columns: Sequence[str]) ->
     """One row per match, with the ids as index."""
     import pandas as pd
 
-    fields = list(columns) if "id" in columns else ["id", *columns]
+    columns = _listed(columns)
+    fields = columns if "id" in columns else ["id", *columns]
     accept = f"{ARROW}, {NDJSON};q=0.5" if importlib.util.find_spec("pyarrow") else NDJSON
     content = msgspec.json.encode({**question, "fields": fields})
     answer = http.request("POST", SEARCH, content=content, headers={"Accept": accept, "Content-Type": "application/json"})
     is_arrow = answer.headers["content-type"].startswith(ARROW)
     found = _from_arrow(answer.content) if is_arrow else _from_lines(answer.content, fields)
     index = pd.Index(list(found["id"]), name="id", dtype=object)
-    return pd.DataFrame({name: found[name].set_axis(index) for name in columns}, columns=list(columns), index=index)
+    return pd.DataFrame({name: found[name].set_axis(index) for name in columns}, columns=columns, index=index)
+
+
+def _listed(columns: Sequence[str]) -> list[str]:
+    if isinstance(columns, str):
+        raise ValidationError(f"columns are a list of paths, not the text {columns!r}: write {[columns]!r}")
+    return list(columns)
 
 
 def _from_arrow(content: bytes) -> dict[str, pd.Series[Any]]:

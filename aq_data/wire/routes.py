@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
+from aq_data.errors import NotFoundError
+
 __all__ = [
     "API",
     "BULK",
@@ -55,11 +57,18 @@ SERVER_NAME = "aq-data"
 
 
 def datafile_path(id: str) -> str:
-    return f"{DATAFILES}/{quote(id, safe='')}"
+    """NotFoundError for ids that an address cannot have: it would be that of something else."""
+    return f"{DATAFILES}/{_segment(id)}"
+
+
+def _segment(id: str) -> str:
+    if id in ("", ".", ".."):
+        raise NotFoundError(f"there is no DataFile {id!r}")
+    return quote(id, safe="")
 
 
 def diff_path(id: str, other: str) -> str:
-    return f"{datafile_path(id)}/diff/{quote(other, safe='')}"
+    return f"{datafile_path(id)}/diff/{_segment(other)}"
 
 
 def revisions_path(id: str) -> str:

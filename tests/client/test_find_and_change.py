@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import math
+import re
 import socket
 import subprocess
 import sys
@@ -547,6 +548,24 @@ def test_nothing_listening_is_named_with_the_address(quick, home):
     for wrong in ("ftp://127.0.0.1/x", "http://"):
         with pytest.raises(AqDataError):
             aq_data.connect(wrong)
+
+
+@pytest.mark.parametrize("id", ["", ".", ".."])
+def test_an_id_that_no_address_has_is_that_of_no_datafile(client, id):
+    """As any other that is not there; the address of all DataFiles is not asked in its place."""
+    there = client.save(name="there").id
+    for ask in (
+        lambda: client.get(id),
+        lambda: client.update(id, {"comment": "x"}),
+        lambda: client.delete(id),
+        lambda: client.history(id),
+        lambda: client.revert(id, 1),
+        lambda: client.diff(id, there),
+        lambda: client.diff(there, id),
+    ):
+        with pytest.raises(NotFoundError, match=re.escape(f"there is no DataFile {id!r}")) as caught:
+            ask()
+        assert caught.value.code == "not_found"
 
 
 @pytest.mark.embedded("the folder itself is a way in only there")

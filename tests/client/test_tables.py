@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from services.deployment import opened
 
 import aq_data
-from aq_data.errors import QueryError, StorageError, UnavailableError
+from aq_data.errors import QueryError, StorageError, UnavailableError, ValidationError
 from aq_data.wire.routes import SEARCH
 
 WHEN = datetime(2026, 1, 1, 8, tzinfo=UTC)
@@ -195,6 +195,14 @@ def test_arrow_and_ndjson_give_the_same_table(scratch, columns):
             saved = row[name]
             is_missing = saved is None or (isinstance(saved, float) and math.isnan(saved))
             assert (cell is None or cell is pd.NaT or cell is pd.NA or cell != cell) if is_missing else cell == saved
+
+
+def test_a_text_in_place_of_columns_is_refused(client):
+    """It would be a column for each of its letters."""
+    hits = client.search()
+    for ask in (lambda: hits.table("name"), lambda: list(hits.lines("name"))):
+        with pytest.raises(ValidationError, match=r"\['name'\]"):
+            ask()
 
 
 def test_lines_left_half_read_keep_no_client_open(client, monkeypatch):

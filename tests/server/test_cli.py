@@ -267,6 +267,8 @@ def test_fields_make_a_table(run, where):
     first = {"metadata.i": 0, "name": "n00", "nothing": None}
     assert parsed(run(*table, "--format", "ndjson", "--limit", "1")[1]) == [first]
     assert parsed(run(*table, "--json", "--limit", "1")[1]) == [first]
+    spaced = ["search", "{}", "--fields", " name, metadata.i ", "--format", "csv", "--limit", "1", "--sort", "i", *where]
+    assert run(*spaced)[1] == "name,metadata.i\r\nn00,0\r\n"
     rows = json.loads(run(*table, "--format", "json")[1])
     assert (rows[0], len(rows)) == (first, 25)
     status, _, err = run("search", "{}", "--format", "csv", *where)

@@ -201,7 +201,8 @@ def _question(text: str) -> dict[str, Any]:
 
 def _tabulate(options: argparse.Namespace, question: dict[str, Any]) -> int:
     """CSV and NDJSON pass through as the server streams them, however many rows they have."""
-    fields, form = options.fields.split(","), options.format or ("ndjson" if options.json else "table")
+    fields = [field.strip() for field in options.fields.split(",")]
+    form = options.format or ("ndjson" if options.json else "table")
     with _connect(options) as client:
         limit = {} if options.limit is None else {"limit": options.limit}
         hits = client.search(question, text=options.text, sort=options.sort, **limit)
