@@ -14,6 +14,7 @@ import msgspec
 from aq_data.client.bulk import Result, delete_many, get_many, save_many, update_many
 from aq_data.client.comparing import Comparison, Differences, History
 from aq_data.client.connections import Source, release
+from aq_data.client.counting import Values
 from aq_data.client.datafile import DataFile, Hits
 from aq_data.client.declaring import declare_sweep
 from aq_data.client.http import TRIES, Http, decoded
@@ -344,11 +345,15 @@ class Client:
 
     def distinct(
         self, field: str, filter: Mapping[str, Any] | None = None, limit: int = 100, *, text: str | None = None
-    ) -> dict[Any, int]:
-        """The values at a path and how many DataFiles have each, most frequent first: `client.distinct("station")`."""
+    ) -> Values:
+        """The values at a path and how many DataFiles have each, most frequent first: `client.distinct("station")`.
+
+        As a dict, but for `True` and 1 being two. Texts count by their first 100 characters, which are what is given; NaN,
+        complex numbers, None, bytes and dicts are left out.
+        """
         question = {"field": field, "filter": to_tagged(dict(filter or {}), "filter"), "text": text, "limit": limit}
         found = self._http.json("POST", DISTINCT, question)["values"]
-        return {from_tagged(entry["value"]): entry["count"] for entry in found}
+        return Values((from_tagged(entry["value"]), entry["count"]) for entry in found)
 
     def _file(self, document: dict[str, Any]) -> DataFile:
         return DataFile(self._http, document, self._source)

@@ -268,6 +268,26 @@ def test_distinct_values_are_counted(lab):
     assert len(lab.distinct("name", limit=2)) == 2
 
 
+def test_truth_values_and_numbers_are_counted_apart(client):
+    """True is not 1; beyond that it is a dict, and what has no value to count by is left out."""
+    given = [True, 1, 1.0, True, True, 0, False, 1, "x" * 150, math.nan, 1j, None, b"1", {"a": 1}, "1"]
+    client.save_many([{"metadata": {"x": value}} for value in given])
+    found = client.distinct("x")
+    assert (found[True], found[1], found[1.0], found[False], found[0], found["1"]) == (3, 3, 3, 1, 1, 1)
+    assert {(isinstance(value, bool), value) for value in found} == {
+        (True, True), (True, False), (False, 1), (False, 0), (False, "1"), (False, "x" * 100),
+    }  # fmt: skip
+    assert (len(found), sum(found.values()), True in found, 2 in found, found.get("2", 0)) == (6, 10, True, False, 0)
+    with pytest.raises(KeyError, match="x1"):
+        found["x1"]
+    assert found == client.distinct("x")
+    assert found != dict(found)
+    assert all(part in repr(found) for part in ("True: 3", "False: 1"))
+    plain = client.distinct("x", {"x": {"$in": ["1", True]}})
+    assert plain == {"1": 1, True: 3} == dict(plain)
+    assert plain != {"1": 1, 1: 3}
+
+
 # --- change --------------------------------------------------------------------------------------------------------
 
 
