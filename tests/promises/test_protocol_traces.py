@@ -607,6 +607,7 @@ def test_11_gc_never_takes_the_blobs_of_a_save_that_was_acknowledged(tmp_path, m
     @traced
     async def test(a, g):
         id = new_id()
+        await (await feed(a, small(new_id(), 4), 1.0)).commit()  # where nothing is known nothing is collected
         save = await feed(a, small(id, 4), 1.0)
         a.step.stop_before("insert")
         saving = task(save.commit())
