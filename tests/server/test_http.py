@@ -382,6 +382,27 @@ def test_preferences_are_weighed(wire, cube):
     assert answer.headers["content-type"] == MEDIA["json"]
 
 
+@pytest.mark.parametrize(
+    ("accept", "format"),
+    [
+        ("application/octet-stream;q=0, */*", "npy"),
+        ("application/*; Q=0.000, */*;q=0.1", "csv"),
+        ("*/*;q=0, text/csv", "csv"),
+        ("text/csv;q=0.001", "csv"),
+        ("text/*, text/csv;q=0", None),
+        ("text/csv;q=0", None),
+        ("*/*;q=0", None),
+    ],
+)
+def test_what_has_a_quality_of_zero_is_refused(wire, cube, accept, format):
+    """RFC 9110, 12.4.2; the narrowest range around a type decides."""
+    answer = wire.get(cube, headers={"Accept": accept})
+    if format is None:
+        assert (answer.status_code, code(answer)) == (406, "not_acceptable")
+    else:
+        assert (answer.status_code, answer.headers["content-type"].split(";")[0]) == (200, MEDIA[format])
+
+
 @pytest.mark.parametrize("accept", ["image/png", "text/html", "application/json;q=abc", ";;;", "a", "*/*;q="])
 def test_accept_headers_without_an_offer_are_406_and_junk_is_no_failure(wire, cube, accept):
     answer = wire.get(cube, headers={"Accept": accept})

@@ -123,11 +123,13 @@ def test_json_is_the_answer_unless_another_is_preferred(filled):
         ("text/csv;q=0.5, application/x-ndjson", "application/x-ndjson"),
         ("text/*", "text/csv"),
         ("text/html, */*;q=0.1", "application/json"),
+        ("application/json;q=0, */*", "application/x-ndjson"),
     ]:
         answer = filled.post(SEARCH, json={"fields": ["name"]}, headers={"Accept": accept})
         assert answer.headers["content-type"].startswith(media), accept
-    refused = filled.post(SEARCH, json={"fields": ["name"]}, headers={"Accept": "image/png"})
-    assert (refused.status_code, refused.json()["code"]) == (406, "not_acceptable")
+    for accept in ("image/png", "text/csv;q=0"):
+        refused = filled.post(SEARCH, json={"fields": ["name"]}, headers={"Accept": accept})
+        assert (refused.status_code, refused.json()["code"]) == (406, "not_acceptable")
 
 
 @pytest.mark.parametrize("form", FORMS)

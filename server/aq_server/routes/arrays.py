@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from litestar import Controller, Request, Response, get, put
-from litestar.datastructures.headers import Accept
 from litestar.di import NamedDependency
 from litestar.openapi.spec import Schema
 from litestar.params import FromPath, FromQuery
@@ -19,6 +18,7 @@ from aq_data.models.arrays import is_text, parse_dtype
 from aq_data.models.values import is_unicode
 from aq_data.wire.codec import ARROW, CSV, JSON, NPY, RAW, array_pieces
 from aq_data.wire.routes import DATAFILES
+from aq_server.routes.accepting import best_match
 from aq_server.routes.bodies import matches_etag
 from aq_server.routes.datafiles import byte_range
 from aq_server.routes.formats import arrow_stream, as_csv, as_json, npy_header
@@ -186,10 +186,7 @@ def _choose(accept: str, format: str, part: Slice) -> str:
         if media is None:
             raise NotAcceptableError(f"format is one of {', '.join(FORMATS)}, not {format[:40]!r}")
     else:
-        try:
-            media = Accept(accept).best_match(possible)
-        except (ValueError, OverflowError):  # a quality that is no number
-            media = None
+        media = best_match(accept, possible)
     if media is None or media not in possible:
         reason = "variable-length text has no raw form; " if has_no_raw else ""
         raise NotAcceptableError(f"{reason}this array can be sent as {', '.join(possible)}")

@@ -12,11 +12,11 @@ from importlib.util import find_spec
 from typing import Any
 
 import msgspec
-from litestar.datastructures.headers import Accept
 
 from aq_data.errors import NotAcceptableError, UnavailableError
 from aq_data.models.columns import Cell, ColumnType, Kind, column_type, field_segments, kinds, typed_values
 from aq_data.wire.codec import ARROW, CSV, JSON, NDJSON
+from aq_server.routes.accepting import best_match
 
 __all__ = ["choose_table", "table_pieces"]
 
@@ -30,10 +30,7 @@ HELD_BYTES = 8 << 20
 def choose_table(accept: str) -> str:
     """The media type of an answer to a search: JSON unless another is preferred."""
     possible = [JSON, NDJSON, CSV, *([ARROW] if find_spec("pyarrow") else [])]
-    try:
-        media = Accept(accept).best_match(possible)
-    except (ValueError, OverflowError):  # a quality that is no number
-        media = None
+    media = best_match(accept, possible)
     if media is None:
         extra = "" if ARROW in possible else "; Arrow needs pip install 'aq-data[arrow]' on the server"
         raise NotAcceptableError(f"search results can be sent as {', '.join(possible)}{extra}")
