@@ -216,10 +216,10 @@ class Questions:
             pipeline = [{"$match": asked.where}, {"$project": WHOLE}]
             return sum([1 async for _ in self._first(asked, pipeline, limit)])
         datafiles = await self._collection("datafiles")
-        if _mql.is_covered(asked.where) and not await datafiles.database.client.is_mongos:
-            # Half of what a pipeline takes. On a cluster it also counts what is being moved from shard to shard.
-            command: Row = {"count": datafiles.name, "query": asked.where, "maxTimeMS": _ms(QUERY_SECONDS)}
-            command |= {"readConcern": datafiles.read_concern.document} | ({"limit": limit} if limit else {})
+        if limit and _mql.is_covered(asked.where) and not await datafiles.database.client.is_mongos:
+            # Half of what a pipeline takes that has a limit. On a cluster it also counts what is moved from shard to shard.
+            command: Row = {"count": datafiles.name, "query": asked.where, "limit": limit, "maxTimeMS": _ms(QUERY_SECONDS)}
+            command["readConcern"] = datafiles.read_concern.document
             return int((await datafiles.database.command(command))["n"])
         found = await self._aggregate(_mql.total_pipeline(asked.where, limit))
         rows = await found.to_list()
