@@ -21,7 +21,7 @@ __all__ = ["LEFT_OVER", "UNKNOWN", "Collecting", "Orphan"]
 
 LEFT_OVER = "left by an open sweep"
 UNPUBLISHED = "never published"
-UNKNOWN = "whole, and not known to the database, as many others; kept: see `aq-data reindex`, or remove it with --force"
+UNKNOWN = "whole, but not known to the database: kept; `aq-data reindex` takes it in, --force removes it"
 FEW = 20
 """Saves that died just before they were published: they have their metadata, as what a lost database knew has."""
 AT_ONCE = 8
