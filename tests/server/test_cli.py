@@ -93,8 +93,11 @@ def test_a_day_with_the_command_line(run, where, cube_file, tmp_path):
     assert (tmp_path / "copy.txt").read_text() == "hello"
 
     for name in ("out.nc", "out.zarr"):
+        mine = tmp_path / f"{name}.part"  # of somebody else, whatever it is called
+        mine.mkdir() if name == "out.zarr" else mine.write_text("mine")
         status, out, _ = run("export", id, tmp_path / name, *where)
         assert (status, out.strip()) == (0, str(tmp_path / name))
+        assert mine.exists()
         engine = "netcdf4" if name.endswith(".nc") else "zarr"
         with xr.open_dataset(tmp_path / name, engine=engine) as opened:
             np.testing.assert_array_equal(opened["cube"].values, CUBE)

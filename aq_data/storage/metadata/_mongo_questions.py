@@ -171,7 +171,7 @@ class Questions:
             return await self._one_pass(asked, sort, limit)
         if limit and _is_timed(asked, sort) and _mql.is_point(asked.where):
             (total, is_exact), rows = await asyncio.gather(self._total(asked), self._timed(asked, sort, None, limit))
-            return max(total, len(rows[:EXACT_TOTAL])), is_exact, rows
+            return max(total, min(len(rows), EXACT_TOTAL)), is_exact, rows  # one may have been saved in between
         total, is_exact = await self._total(asked)
         return total, is_exact, await self._rows(asked, sort, None, limit, total) if limit and total else []
 

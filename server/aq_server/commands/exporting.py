@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import secrets
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -31,7 +32,8 @@ def run_export(options: argparse.Namespace) -> int:
     with _connect(options) as client:
         dataset = client.get(options.id).load()
     _refuse_attributes(dataset, target)
-    partial = target.with_name(target.name + ".part")
+    # Made for this alone: whatever else lies beside the target stays what it is.
+    partial = target.with_name(f".{secrets.token_hex(8)}.part")
     try:
         (_write_zarr if target.suffix == ".zarr" else _write_netcdf)(dataset, partial)
         partial.rename(target)

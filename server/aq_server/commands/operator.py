@@ -87,7 +87,8 @@ def run_gc(options: argparse.Namespace) -> int:
                 f"{word}  {_in(orphan.store)}{orphan.prefix}  {orphan.size} bytes, {orphan.reason}, {orphan.age:.0f} s old",
             )
         if not options.json:
-            word = "removed" if options.delete and not kept else "found; --delete removes them"
+            word = "removed, or kept where that is said" if kept else "removed"
+            word = word if options.delete else "found; --delete removes them"
             print(f"{count} orphans of {size} bytes {word}" if count else "no orphans")
             if kept:
                 print(
