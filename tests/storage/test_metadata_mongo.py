@@ -21,11 +21,13 @@ from metadata_suite import (
     record,
     within,
 )
+from pymongo.asynchronous.collection import AsyncCollection
 
 from aq_data.errors import AqDataError, ConfigError, QueryError, StorageError, TooLargeError, UnavailableError
 from aq_data.models.paths import parse_sort
 from aq_data.models.query import parse_filter
 from aq_data.storage.metadata import _mongo_border, _mongo_questions, _mongo_schema, _mql
+from aq_data.storage.metadata import mongo as mongo_module
 from aq_data.storage.metadata._mongo_border import border, translate
 from aq_data.storage.metadata._mongo_records import SCHEMA_VERSION, TERMS_INDEX, TIME_INDEX, created_of
 from aq_data.storage.metadata.mongo import MongoStore
@@ -258,6 +260,34 @@ def test_a_database_of_version_2_is_dated_when_it_is_opened(open_store, behind, 
     assert {TERMS_INDEX, TIME_INDEX} <= set(behind["datafiles"].index_information())
     assert not {"terms", "created_at"} & set(behind["datafiles"].index_information())
     assert behind["meta"].find_one({"_id": "schema"})["version"] == SCHEMA_VERSION
+
+
+@pytest.mark.services
+def test_whoever_asks_while_indexes_are_built_is_told_to_come_again(open_store, monkeypatch):
+    """Over many records they take minutes: they are asked for until they are there, and nobody waits for ever."""
+    real, timeouts, ready = AsyncCollection.create_indexes, 2, asyncio.Event()
+
+    async def create(self, models, *more, **options):
+        nonlocal timeouts
+        if self.name == "datafiles" and timeouts:
+            timeouts -= 1
+            raise pymongo.errors.NetworkTimeout("as if it took long")
+        await ready.wait()
+        return await real(self, models, *more, **options)
+
+    monkeypatch.setattr(AsyncCollection, "create_indexes", create)
+    monkeypatch.setattr(mongo_module, "OPEN_SECONDS", 0.05)
+
+    async def body(store):
+        for _ in range(2):
+            with pytest.raises(UnavailableError, match="made ready"):
+                await store.count(EVERYTHING)
+        ready.set()
+        monkeypatch.setattr(mongo_module, "OPEN_SECONDS", 20.0)
+        assert await store.count(EVERYTHING) == 0
+        assert timeouts == 0
+
+    within(open_store, body)
 
 
 # --- indexes ---------------------------------------------------------------------------------------------------------------

@@ -65,6 +65,8 @@ TRIES = 20
 """How often a record is claimed and published anew, when others, or `gc`, took away what it had claimed."""
 PATIENCE = 0.02
 """Seconds in between, at random up to twice as many."""
+OPEN_SECONDS = 20.0
+"""For whoever asks while the database is made ready."""
 KINDS_AT_ONCE = 2_000
 DUPLICATE_KEY = 11000
 SCANNED = 200
@@ -96,7 +98,11 @@ class MongoStore(MetadataStore):
             if self._opening is None:
                 self._opening = asyncio.create_task(self._prepared())
                 self._opening.add_done_callback(self._opened)
-            self._database = await asyncio.shield(self._opening)
+            try:
+                async with asyncio.timeout(OPEN_SECONDS):
+                    self._database = await asyncio.shield(self._opening)
+            except TimeoutError as exc:  # it goes on: an index over many records takes minutes
+                raise UnavailableError("the metadata database is being made ready; try again") from exc
         return self._database[name]
 
     def _opened(self, task: asyncio.Task[AsyncDatabase[Row]]) -> None:
