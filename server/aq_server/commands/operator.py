@@ -89,7 +89,7 @@ def run_gc(options: argparse.Namespace) -> int:
         if not options.json:
             word = "removed, or kept where that is said" if kept else "removed"
             word = word if options.delete else "found; --delete removes them"
-            print(f"{count} orphans of {size} bytes {word}" if count else "no orphans")
+            print(f"{count} orphan{'s' * (count > 1)} of {size} bytes {word}" if count else "no orphans")
             if kept:
                 print(
                     f"{kept} of them look whole, and the database knows nothing of them: was it lost, or is it an old copy? "
