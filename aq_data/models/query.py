@@ -22,6 +22,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from aq_data.errors import QueryError, ValidationError
+from aq_data.models.datafile import DATE_FIELDS
 from aq_data.models.paths import ELEMENT, parse_path, parse_relative_path, path_segments
 from aq_data.models.patterns import Pattern, parse_pattern
 from aq_data.models.terms import TEXT_PREFIX, Kind, comparable, nearest_float, terms_at
@@ -227,6 +228,8 @@ class _Parser:
         if op == "$regex":
             if not isinstance(operand, str):
                 raise QueryError(f"{name}: $regex takes a pattern as text, not {_shown(operand)}", operator=op)
+            if path in DATE_FIELDS:
+                raise QueryError(f'{name}: a date has no text for $regex; compare it: {{"$gte": "2026-11-01"}}', operator=op)
             return Match(path, parse_pattern(operand, name[:80]))
         if op == "$size":
             if not isinstance(operand, int) or isinstance(operand, bool) or not 0 <= operand < 1 << 53:

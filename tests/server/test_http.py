@@ -632,6 +632,21 @@ def test_a_range_of_another_form_is_ignored(wire, letters, range):
     assert (answer.status_code, answer.content) == (200, LETTERS)
 
 
+def test_a_range_of_other_content_than_the_reader_has_is_answered_whole(wire, letters):
+    """Whoever goes on with a download would put the end of one content behind the beginning of another."""
+    tag = wire.get(letters).headers["etag"]
+    for condition, expected in (
+        (tag, (206, b"cde")),
+        ('"another"', (200, LETTERS)),
+        (f"W/{tag}", (200, LETTERS)),
+        ("Sun, 22 Nov 2026 00:00:00 GMT", (200, LETTERS)),
+    ):
+        answer = wire.get(letters, headers={"Range": "bytes=2-4", "If-Range": condition})
+        assert (answer.status_code, answer.content) == expected, condition
+        assert ("content-range" in answer.headers) == (expected[0] == 206)
+    assert wire.get(letters, headers={"Range": "bytes=99-", "If-Range": '"another"'}).status_code == 200
+
+
 @pytest.mark.parametrize(
     "name", ["plain.txt", "naïve café ∂.txt", 'quo"te.txt', "semi;colon.txt", "per%cent.txt", "it's.txt"]
 )

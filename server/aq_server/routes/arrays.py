@@ -22,7 +22,7 @@ from aq_server.routes.accepting import best_match
 from aq_server.routes.bodies import matches_etag
 from aq_server.routes.datafiles import byte_range
 from aq_server.routes.formats import arrow_stream, as_csv, as_json, npy_header
-from aq_server.routes.openapi import BINARY, header, operation, refusals
+from aq_server.routes.openapi import BINARY, RANGE_HEADERS, header, operation, refusals
 from aq_server.service.datafiles import DataFiles
 from aq_server.service.previewing import previewed
 from aq_server.service.reading import Reading, Slice
@@ -256,7 +256,7 @@ class ZarrRoutes(Controller):
                 206: ("The range.", {RAW: BINARY, JSON: BINARY}),
                 304: ("Unchanged.", {}),
             },
-            headers=(header("Range", "`bytes=a-b`, `bytes=a-` or `bytes=-n`."), header("If-None-Match", "An ETag.")),
+            headers=RANGE_HEADERS,
         ),
     )
     async def read(
@@ -273,7 +273,7 @@ class ZarrRoutes(Controller):
         if matches_etag(request, etag):
             return Response(b"", status_code=304, headers=headers)
         media = RAW if blob.is_final else JSON
-        wanted = byte_range(request, len(blob.content))
+        wanted = byte_range(request, len(blob.content), etag)
         if wanted is None:
             return Response(blob.content, media_type=media, headers=headers)
         start, stop = wanted

@@ -30,7 +30,7 @@ from aq_server.routes.bodies import (
     matches_etag,
     media_type,
 )
-from aq_server.routes.openapi import BINARY, header, json_object, operation, refusals
+from aq_server.routes.openapi import BINARY, RANGE_HEADERS, header, json_object, operation, refusals
 from aq_server.service.datafiles import DataFiles
 from aq_server.service.growing import Growing
 from aq_server.service.history import History
@@ -239,11 +239,15 @@ async def _begin_part(save: Save, part: FormPart) -> None:
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 
-def byte_range(request: AnyRequest, size: int) -> tuple[int, int] | None:
+def byte_range(request: AnyRequest, size: int, etag: str) -> tuple[int, int] | None:
     """The half-open range that `Range` asks for: `a-b`, `a-` or `-n`; None for everything (also for forms we do not serve).
 
-    Raises RangeError when it lies outside.
+    `If-Range` with another tag than `etag` (with its quotes), or with a date, which nothing here has, asks for everything: a
+    reader that goes on with what it has must not put the end of one content behind the beginning of another (RFC 9110,
+    13.1.5). Raises RangeError when it lies outside.
     """
+    if request.headers.get("if-range", etag).strip() != etag:
+        return None
     match = _RANGE.fullmatch(request.headers.get("range", "").strip())
     if match is None or match[0] == "bytes=-":
         return None
@@ -274,7 +278,7 @@ class FileRoutes(Controller):
                 206: ("The range.", {"*/*": BINARY}),
                 304: ("Unchanged.", {}),
             },
-            headers=(header("Range", "`bytes=a-b`, `bytes=a-` or `bytes=-n`."), header("If-None-Match", "An ETag.")),
+            headers=RANGE_HEADERS,
         ),
     )
     async def read(
@@ -290,7 +294,7 @@ class FileRoutes(Controller):
         headers = {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
         if matches_etag(request, etag):
             return Response(b"", status_code=304, headers=headers)
-        wanted = byte_range(request, info.size)
+        wanted = byte_range(request, info.size, etag)
         start, stop = wanted or (0, info.size)
         headers["Content-Length"] = str(stop - start)
         headers["Content-Type"] = info.content_type

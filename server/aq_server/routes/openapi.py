@@ -76,6 +76,13 @@ def header(name: str, description: str) -> Parameter:
     )
 
 
+RANGE_HEADERS = (
+    header("Range", "`bytes=a-b`, `bytes=a-` or `bytes=-n`."),
+    header("If-Range", "An ETag: the range is asked for as long as this is the content's; everything otherwise."),
+    header("If-None-Match", "An ETag."),
+)
+
+
 def operation(
     *,
     body: dict[str, Schema] | None = None,
