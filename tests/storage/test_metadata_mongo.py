@@ -29,7 +29,7 @@ from aq_data.models.query import parse_filter
 from aq_data.storage.metadata import _mongo_border, _mongo_questions, _mongo_schema, _mql
 from aq_data.storage.metadata import mongo as mongo_module
 from aq_data.storage.metadata._mongo_border import border, translate
-from aq_data.storage.metadata._mongo_records import SCHEMA_VERSION, TERMS_INDEX, TIME_INDEX, created_of
+from aq_data.storage.metadata._mongo_records import DAYS_INDEX, SCHEMA_VERSION, TERMS_INDEX, TIME_INDEX, created_of
 from aq_data.storage.metadata.mongo import MongoStore
 
 
@@ -49,10 +49,12 @@ class TestMongo(DurableMetadataStoreTests):
 
         return open_store
 
-    @pytest.fixture(params=["sort", "walk"])
+    @pytest.fixture(params=["sort", "walk", "days"])
     def plan(self, request, monkeypatch):
         if request.param == "walk":
             monkeypatch.setattr(_mongo_questions.Questions, "_is_near", _never)
+        if request.param == "days":
+            monkeypatch.setattr(_mongo_questions, "MOMENTS", 0)
         return lambda: None
 
 
@@ -186,7 +188,11 @@ def test_a_database_of_a_newer_version_is_refused(open_store, behind, versions):
 BY_TIME = ["created_at", "-created_at"]
 
 
+DAYS = ["1969-12-30", "1969-12-31", "1970-01-01", "2026-01-31", "2026-02-03"]
+
+
 @pytest.mark.services
+@pytest.mark.parametrize("are_many", [False, True], ids=["few", "many"])
 @pytest.mark.parametrize("text", BY_TIME)
 @pytest.mark.parametrize(
     "query",
@@ -194,21 +200,38 @@ BY_TIME = ["created_at", "-created_at"]
         {"chip": "C1"},
         {"chip": {"$in": ["C1", "C2"]}},
         {"power": {"$gte": 7}},
+        {"power": {"$gt": 7, "$lte": 41.5}},
         {"log": 3},
         {"log": {"$gt": 3}},
+        {"log": {"$gte": 3, "$lt": 2}},
+        {"at": {"$lt": {"$date": "2026-02-01"}}},
+        {"bath.value": {"$lt": "40 mK"}},
         {"$text": "n1"},
+        {"chip": "C1", "power": {"$lt": 50}},
+        {"chip": "C2", "power": {"$gte": 9}},
     ],
     ids=str,
 )
-def test_pages_by_time_are_whole_where_many_are_of_one_moment(open_store, monkeypatch, query, text):
-    """The index has the time, and what is of the same microsecond in no order: of one value, of several, of a range."""
+def test_pages_by_time_are_whole_where_many_are_of_one_moment(open_store, monkeypatch, query, text, are_many):
+    """The index has the time, and what is of the same microsecond in no order: of one value, of several, of a range.
+
+    Of many in a range it has the days, of which some have several moments.
+    """
     monkeypatch.setattr(_mongo_questions, "SORTED_ANYWAY", 1_000)
+    if are_many:
+        monkeypatch.setattr(_mongo_questions, "MOMENTS", 5)
     records = [
         record(
             number,
             name=f"n{number}",
-            created_at=f"2026-01-31T08:00:00.00000{number * 7 % 5}Z",
-            metadata={"chip": f"C{number % 3}", "power": number, "log": [number % 9, number % 4]},
+            created_at=f"{DAYS[number % 5]}T{number % 2:02}:00:00.00000{number * 7 % 5}Z",
+            metadata={
+                "chip": f"C{number % 3}",
+                "power": number,
+                "log": [number % 9, number % 4],
+                "at": {"$date": f"2026-{number % 4 + 1:02}-01"},
+                "bath": {"value": number, "unit": "mK"},
+            },
         )
         for number in range(60)
     ]
@@ -224,8 +247,16 @@ def test_pages_by_time_are_whole_where_many_are_of_one_moment(open_store, monkey
     within(open_store, body)
 
 
+def _as_version_3(behind):
+    """What an older aq-data left: no days, and numbers once."""
+    behind["datafiles"].update_many({}, {"$unset": {"d": "", "n": ""}})
+    behind["datafiles"].drop_index(DAYS_INDEX)
+    behind["meta"].update_one({"_id": "schema"}, {"$set": {"version": 3}})
+
+
 def _as_version_2(behind):
-    """What an older aq-data left: no time but that in the order of saving, and other indexes."""
+    """What a still older one left: no time but that in the order of saving, and other indexes."""
+    _as_version_3(behind)
     datafiles = behind["datafiles"]
     datafiles.update_many({}, {"$unset": {"c": ""}})
     for name in (TERMS_INDEX, TIME_INDEX):
@@ -259,6 +290,46 @@ def test_a_database_of_version_2_is_dated_when_it_is_opened(open_store, behind, 
     assert behind["datafiles"].count_documents({"c": {"$exists": True}}) == 30
     assert {TERMS_INDEX, TIME_INDEX} <= set(behind["datafiles"].index_information())
     assert not {"terms", "created_at"} & set(behind["datafiles"].index_information())
+    assert behind["meta"].find_one({"_id": "schema"})["version"] == SCHEMA_VERSION
+
+
+@pytest.mark.services
+def test_a_database_of_version_3_is_given_its_days_and_numbers_when_it_is_opened(open_store, behind, monkeypatch):
+    """As a save gives them, and also where a server left in the middle of it."""
+    monkeypatch.setattr(_mongo_schema, "BATCH", 7)
+    monkeypatch.setattr(_mongo_questions, "MOMENTS", 0)
+    records = [
+        record(
+            number,
+            created_at=f"{DAYS[number % 5]}T23:59:59.99999{number % 10}Z",
+            metadata={"a": number, "log": [number, 2.5, -number], "ok": True, "bath": {"value": number, "unit": "mK"}},
+        )
+        for number in range(30)
+    ]
+
+    async def save(store):
+        await insert_all(store, records)
+        assert await store.replace(changed(records[0], state="deleted"), 1)
+        await store.bar(record().document.id, "key")
+
+    async def look(store):
+        sort = parse_sort("-created_at")
+        for query in ({"a": {"$gt": 3}}, {"log": {"$lt": -4}}, {"bath.value": {"$gte": "11 mK"}}):
+            assert await pages(store, query, sort, 7) == expected_ids(records[1:], query, sort)
+
+    def kept():
+        return {row["_id"]: row for row in behind["datafiles"].find()}
+
+    within(open_store, save)
+    saved = kept()
+    _as_version_3(behind)
+    one = records[5].document.id
+    behind["datafiles"].update_one({"_id": one}, {"$set": {"d": saved[one]["d"], "n": saved[one]["n"]}})
+    within(open_store, look)
+    for id, row in kept().items():
+        assert row.get("d") == saved[id].get("d")
+        assert row.get("n", {}).items() >= saved[id].get("n", {}).items()
+    assert DAYS_INDEX in behind["datafiles"].index_information()
     assert behind["meta"].find_one({"_id": "schema"})["version"] == SCHEMA_VERSION
 
 
@@ -307,7 +378,11 @@ def stages(plan):
 def filled(mongo):
     name = f"test-{uuid.uuid4().hex[:12]}"
     rows = [
-        record(name=f"n{i:03}", metadata={"chip": f"C{i % 50}", "power": i - 30, "odd": i % 2, "log": [i, i + 1]})
+        record(
+            name=f"n{i:03}",
+            created_at=f"2026-{1 + i // 50:02}-{1 + i % 25:02}T08:00:00.000000Z",
+            metadata={"chip": f"C{i % 50}", "power": i - 30, "odd": i % 2, "log": [i, i + 1]},
+        )
         for i in range(600)
     ]
 
@@ -388,6 +463,20 @@ class TestIndexes:
         found = filled["datafiles"].find(where, {"_id": 0, "c": 1}, hint=TERMS_INDEX).sort("c", -1).limit(5).explain()
         assert found["executionStats"]["totalDocsExamined"] == 0
         assert found["executionStats"]["nReturned"] == 5
+
+    @pytest.mark.services
+    @pytest.mark.parametrize("direction", [1, -1])
+    def test_of_a_range_the_days_of_the_page_are_read_from_the_index_alone(self, filled, direction):
+        """The first or last of 300 days, two records each."""
+        asked = parse_filter({"power": {"$gte": 0, "$lt": 500}})
+        assert _mql.is_range(asked)
+        where = {"$and": [{"d": {"$gte": 0}}, _mql.by_day(_mql.selection(asked, False))]}
+        found = filled["datafiles"].find(where, {"_id": 0, "d": 1, "c": 1}, hint=DAYS_INDEX).sort("d", direction).limit(9)
+        plan = found.explain()
+        assert "SORT" not in {stage for stage, _ in stages(plan)}
+        assert plan["executionStats"]["totalDocsExamined"] == 0
+        assert plan["executionStats"]["nReturned"] == 9
+        assert plan["executionStats"]["totalKeysExamined"] < 60
 
     @pytest.mark.services
     @pytest.mark.parametrize(

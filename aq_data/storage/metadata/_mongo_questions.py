@@ -1,10 +1,10 @@
 """How MongoDB answers a question: the total, then the page by the index of terms or by walking in sort order.
 
-The total is counted from the index alone where one condition decides, which also has the records of one value in order of
-time; where several decide, documents are counted and the first of them found in one pass. A small set is fetched and sorted.
-Of a large one the records are walked in the order asked for until the page is full, for a short time: where those that match
-stand at the far end, everything is sorted after all.
-What is sorted by a path inside of snapshots is sorted here, whole.
+The total is counted from the index alone where one condition decides, and pages by time have ways of their own there
+(`_mongo_times`); where several decide, documents are counted and the first of them found in one pass. A small set is
+fetched and sorted. Of a large one the records are walked in the order asked for until the page is full, for a short time:
+where those that match stand at the far end, everything is sorted after all. What is sorted by a path inside of snapshots is
+sorted here, whole.
 
 Snapshots are asked first, for what they may match (`_mongo_lookups`).
 """
@@ -33,8 +33,9 @@ from aq_data.storage.metadata import _mql
 from aq_data.storage.metadata._mongo_border import border
 from aq_data.storage.metadata._mongo_lookups import Lookups, facts_of
 from aq_data.storage.metadata._mongo_parts import Parts
-from aq_data.storage.metadata._mongo_records import TERMS_INDEX, TIME_INDEX, created_of, field_of
+from aq_data.storage.metadata._mongo_records import TIME_INDEX, created_of, field_of
 from aq_data.storage.metadata._mongo_snapshots import Snapshots
+from aq_data.storage.metadata._mongo_times import ByTime
 from aq_data.storage.metadata._shared import Shared, grouped, is_in_instruments
 from aq_data.storage.metadata.cursors import Cursor
 from aq_data.storage.metadata.store import Page
@@ -53,8 +54,11 @@ SORTED_ANYWAY = 200
 """So few matches are sorted whatever a walk would cost."""
 KEYS_FOR_A_DOCUMENT = 4
 """So many keys of an index are read in the time that one document takes."""
-SIZE_SECONDS = 60.0
+SURVEY_SECONDS = 60.0
 """How long the number of records is remembered."""
+SAMPLE = 31
+MOMENTS = 2_000
+"""The times of so few are all read from the index, to find the first of them."""
 SORTED_AT_ONCE = 1000
 WHOLE = {"document": 1, "snapshot": 1, "apart": 1}
 JUDGED_AT_ONCE = 200
@@ -83,6 +87,10 @@ class Asked:
     def is_indexed(self) -> bool:
         return _mql.is_indexed(self.node)
 
+    @property
+    def is_range(self) -> bool:
+        return _mql.is_range(self.node)
+
 
 class Questions:
     """Asks the collections that `collection` names."""
@@ -92,7 +100,8 @@ class Questions:
     ) -> None:
         self._collection, self._snapshots, self._parts = collection, snapshots, parts
         self._lookups = Lookups(snapshots)
-        self._size, self._size_at = 0, float("-inf")
+        self._by_time = ByTime(lambda: collection("datafiles"), self._read)
+        self._size, self._middle, self._surveyed_at = 0, 0, float("-inf")
 
     async def search(self, node: Node, sort: SortKey, limit: int, cursor: str | None, include_deleted: bool) -> Page:
         start = Cursor.decode(cursor, sort, str) if cursor is not None else None
@@ -168,12 +177,26 @@ class Questions:
     async def _start(self, asked: Asked, sort: SortKey, limit: int) -> tuple[int, bool, list[Row]]:
         """The total, whether it is exact, and the rows of the first page in order."""
         if limit and await self._is_one_pass(asked, sort):
+            if sort.path == "created_at":
+                await self._survey()
+                few = await self._by_time.of_few(asked.where, sort, limit, self._middle)
+                if few is not None:
+                    return len(few), True, few
             return await self._one_pass(asked, sort, limit)
-        if limit and _is_timed(asked, sort) and _mql.is_point(asked.where):
-            (total, is_exact), rows = await asyncio.gather(self._total(asked), self._timed(asked, sort, None, limit))
+        if limit and await self._is_in_order_of_time(asked, sort):
+            # Of so many the total does not decide where the page is read.
+            (total, is_exact), rows = await asyncio.gather(
+                self._total(asked), self._rows(asked, sort, None, limit, EXACT_TOTAL)
+            )
             return max(total, min(len(rows), EXACT_TOTAL)), is_exact, rows  # one may have been saved in between
         total, is_exact = await self._total(asked)
         return total, is_exact, await self._rows(asked, sort, None, limit, total) if limit and total else []
+
+    async def _is_in_order_of_time(self, asked: Asked, sort: SortKey) -> bool:
+        """Whether an index has what is found in the order asked for, or in that of the days, and enough of it."""
+        if not _is_timed(asked, sort):
+            return False
+        return _mql.is_point(asked.where) or (asked.is_range and await self._counted(asked, MOMENTS + 1) > MOMENTS)
 
     async def _is_one_pass(self, asked: Asked, sort: SortKey) -> bool:
         """Whether to count means to read the documents, so that they are better put in order on the way."""
@@ -252,9 +275,13 @@ class Questions:
             return await self._sorted_here(asked, sort, after, limit)
         if _is_timed(asked, sort):
             if _mql.is_point(asked.where):
-                return await self._timed(asked, sort, after, limit)
+                return await self._by_time.of_value(asked.where, sort, after, limit)
+            if total > MOMENTS and asked.is_range:
+                rows = await self._by_time.of_range(asked.where, sort, after, limit)
+                if rows is not None:
+                    return rows
             if total < EXACT_TOTAL and await self._is_near(total, limit * KEYS_FOR_A_DOCUMENT):
-                rows = await self._moments(asked, sort, after, limit)
+                rows = await self._by_time.of_one_field(asked.where, sort, after, limit)
                 if rows is not None:
                     return rows
         index = None if asked.include_deleted else _mql.sort_index(sort)
@@ -270,34 +297,9 @@ class Questions:
         pipeline = _mql.page_pipeline(asked.where, sort, after, needed, asked.include_deleted)
         return [row async for row in self._first(asked, pipeline, limit)]
 
-    async def _timed(self, asked: Asked, sort: SortKey, after: Any, limit: int) -> list[Row]:
-        """As `_rows` of one value by time: just these records are read, in the order of the index of terms."""
-        where = asked.where if after is None else {"$and": [asked.where, _mql.behind(sort, after)]}
-        rows = await self._read(_mql.timed_pipeline(where, sort, limit + 1), TERMS_INDEX)
-        if len(rows) > limit and rows[limit]["c"] == rows[limit - 1]["c"]:
-            # Those of one moment come in no order, and all of them have to be seen to tell which are the first.
-            moment = rows[limit]["c"]
-            rows = [row for row in rows if row["c"] != moment]
-            same = {"$and": [where, {"c": moment}]}
-            rows += await self._read(_mql.page_pipeline(same, sort, None, limit - len(rows), False), TERMS_INDEX)
-        return sorted(rows[:limit], key=lambda row: bytes(row["o"]), reverse=sort.descending)
-
-    async def _moments(self, asked: Asked, sort: SortKey, after: Any, limit: int) -> list[Row] | None:
-        """As `_rows` of a range by time: the times of those that come first, from the index alone, then these records.
-
-        None when these are too few, for some went meanwhile, or others of the same moment are on the page before.
-        """
-        where = asked.where if after is None else {"$and": [asked.where, {"c": _mql.behind(sort, after)["c"]}]}
-        datafiles = await self._collection("datafiles")
-        # Not a pipeline, which takes twice as long for it.
-        found = datafiles.find(where, {"_id": 0, "c": 1}, hint=TERMS_INDEX, max_time_ms=_ms(QUERY_SECONDS))
-        moments = [row["c"] async for row in found.sort("c", -1 if sort.descending else 1).limit(limit)]
-        those = _mql.walked({"$and": [{"c": {"$in": list(set(moments))}}, asked.where]})
-        rows = await self._read(_mql.page_pipeline(those, sort, after, limit, False), TIME_INDEX)
-        return rows if len(rows) == limit or len(moments) < limit else None
-
-    async def _read(self, pipeline: _mql.Pipeline, index: str) -> list[Row]:
-        return await (await self._aggregate(pipeline, hint=index)).to_list()
+    async def _read(self, pipeline: _mql.Pipeline, index: str | None = None) -> list[Row]:
+        hint: Row = {} if index is None else {"hint": index}
+        return await (await self._aggregate(pipeline, **hint)).to_list()
 
     async def _is_near(self, total: int, limit: int) -> bool:
         """Whether sorting what matches costs less than walking past what does not."""
@@ -305,11 +307,19 @@ class Questions:
 
     async def _estimate(self) -> int:
         """How many records there were a short time ago."""
-        now = time.monotonic()
-        if now - self._size_at > SIZE_SECONDS:
-            datafiles = await self._collection("datafiles")
-            self._size, self._size_at = await datafiles.estimated_document_count(), now
+        await self._survey()
         return self._size
+
+    async def _survey(self) -> None:
+        """Look how many records there are, and which time about half of them are before; not again for a short time."""
+        now = time.monotonic()
+        if now - self._surveyed_at > SURVEY_SECONDS:
+            datafiles = await self._collection("datafiles")
+            self._size = await datafiles.estimated_document_count()
+            some = await self._aggregate([{"$sample": {"size": SAMPLE}}, {"$project": {"_id": 0, "c": 1}}])
+            times = sorted([row["c"] async for row in some if "c" in row])
+            self._middle = times[len(times) // 2] if times else 0
+            self._surveyed_at = now
 
     async def _sorted_here(self, asked: Asked, sort: SortKey, after: Any, limit: int) -> list[Row]:
         """As `_rows` by a path that snapshots have: the places of all that match, then the documents of the page."""

@@ -7,20 +7,24 @@
     apart                                           where the values of it lie that are large: see `_mongo_parts`
     o                                               its place in order of saving: `created_at`, then the id, in 24 bytes
     c                                               the first part of that, `created_at` in microseconds since 1970
+    d                                               the day of that, counted since 1970; a tombstone has none
     s                                               for each path of `SORTED` its sort value and `o`, compared as one
     t                                               its terms: a field for each (path, kind), named by a hash of the two
+    n                                               the numbers, dates and quantities among `t`; of several values in one
+                                                    field the least and the greatest
     x                                               its texts too long for the index, whole, under the names they have in `t`
     by                                              whose write was the last: a caller who got no answer looks here
     barred                                          keys never to be published; it and `holds` may stand before the record
     change                                          how it came from the revision before; older ones are in `changes`
     sweep                                           plan, state and `version` while it has a log; `pending`: work to do
 
-No field grows beyond a bound: `t`, `x` and `s` together have at most `INDEXED_BYTES`, the state of a sweep `STATE_BYTES`;
-`document`, `change` and plan are apart when they are large. `barred` has some 30 bytes for each orphan that `gc` removed
-under this id. 16 MB are far from the sum.
+No field grows beyond a bound: `t`, `n`, `x` and `s` together have at most `INDEXED_BYTES`, the state of a sweep
+`STATE_BYTES`; `document`, `change` and plan are apart when they are large. `barred` has some 30 bytes for each orphan that
+`gc` removed under this id. 16 MB are far from the sum.
 
 One wildcard index over `t` serves every path, counts without reading a document, and has the records of a value in order of
-time (decision 0008). A tombstone has its terms in `g`, out of its way. Values in one field are of one BSON type. MongoDB
+time; another, over `n`, has the records of a range by the day (decision 0008). A tombstone has its terms in `g`, out of
+their way. Values in one field are of one BSON type. MongoDB
 compares a list by any of its elements, and each of two bounds by another one if need be: that is what `models.matching` says
 of several terms.
 """
@@ -52,6 +56,8 @@ from aq_data.storage.metadata._mongo_parts import Place
 from aq_data.storage.metadata.record import Record
 
 __all__ = [
+    "DAY",
+    "DAYS_INDEX",
     "INDEXED_BYTES",
     "INDEXED_KEYS",
     "INDEXES",
@@ -70,6 +76,7 @@ __all__ = [
     "field_of",
     "fields_of",
     "found_by",
+    "is_ranged",
     "make_mark",
     "pid_key",
     "stored",
@@ -77,17 +84,19 @@ __all__ = [
 
 log = logging.getLogger("aq_data")
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Of a database of version 1 the records are whole, whatever the size of their instruments; they stay as they are until they
-are changed. `c` came with version 3."""
+are changed. `c` came with version 3, `d` and `n` with version 4."""
 
 SORTED: dict[str, Kind] = {"name": "text", "measured_at": "date", "updated_at": "date", "size": "number"}
 """Paths with an index in sort order, besides `created_at` (by `o`) and `id`, and the one kind that their values have."""
 
 TERMS_INDEX = "terms_by_time"
+DAYS_INDEX = "numbers_by_day"
 TIME_INDEX = "time"
 INDEXES: tuple[tuple[str, list[tuple[str, int]], dict[str, Any]], ...] = (
     (TERMS_INDEX, [("t.$**", 1), ("c", 1)], {}),
+    (DAYS_INDEX, [("d", 1), ("n.$**", 1), ("c", 1)], {}),
     (TIME_INDEX, [("deleted", 1), ("c", 1), ("o", 1)], {}),
     *((path, [("deleted", 1), (f"s.{path}", 1)], {}) for path in SORTED),
     ("holds", [("holds", 1)], {"sparse": True}),
@@ -102,6 +111,8 @@ SNAPSHOT = "snapshot"
 LONG = "long"
 """A kind of our own: at this path stands a text of which the index has only the beginning."""
 
+DAY = 86_400_000_000
+"""Microseconds."""
 ORDER_BYTES = 24
 INDEXED_BYTES = 10 << 20
 """What a document is found by takes no more. Its text as JSON may be as large as the server lets it."""
@@ -165,9 +176,9 @@ def stored(record: Record, encoded: bytes, snapshot: Snapshot | None) -> Stored:
         "c": created_of(order),
         "s": _sort_values(found.known, order),
         "x": found.texts,
-        "g" if is_deleted else "t": found.terms,
+        **({"g": found.terms} if is_deleted else {"t": found.terms, "n": found.numbers, "d": created_of(order) // DAY}),
     }
-    removed = {"t" if is_deleted else "g": ""}
+    removed = {"t": "", "n": "", "d": ""} if is_deleted else {"g": ""}
     optional: dict[str, Any] = {
         "snapshot": None if snapshot is None else snapshot.hash,
         "pid": None if is_deleted or document.pid is None else short_pid(document.pid),
@@ -188,8 +199,9 @@ def stored(record: Record, encoded: bytes, snapshot: Snapshot | None) -> Stored:
 def _check_size(found: Found, encoded: bytes) -> None:
     if len(encoded) < LARGE_BYTES:
         return
-    keys = sum(len(value) if isinstance(value, list) else 1 for value in found.terms.values())
-    size = len(bson.encode({"t": found.terms, "x": found.texts}))
+    fields = [*found.terms.values(), *found.numbers.values()]
+    keys = sum(len(value) if isinstance(value, list) else 1 for value in fields)
+    size = len(bson.encode({"t": found.terms, "n": found.numbers, "x": found.texts}))
     if keys > INDEXED_KEYS or size > INDEXED_BYTES:
         raise TooLargeError(
             f"the document has {len(encoded)} bytes and is found by {keys} values, which take {size} bytes; MongoDB takes "
@@ -229,6 +241,12 @@ class Found:
     known: frozenset[Term]
 
     @property
+    def numbers(self) -> dict[str, Any]:
+        """The field `n`."""
+        fields = {field_of(term.path, term.kind) for term in self.known if is_ranged(term.kind)}
+        return {name: _extremes(value) for name, value in self.terms.items() if name in fields}
+
+    @property
     def quantities(self) -> frozenset[tuple[str, Kind]]:
         asked = (term for term in self.known if term.kind.startswith(QUANTITY) and len(term.path) <= 2 * MAX_PATH)
         return frozenset((term.path, term.kind) for term in asked)
@@ -245,6 +263,16 @@ def found_by(plain: dict[str, Any], what: str) -> Found:
     except (ArithmeticError, AqDataError, LookupError, TypeError, ValueError) as exc:
         log.error("a document cannot be indexed and will not be found", exc_info=exc, extra={"fields": {"what": what}})
         return Found({}, {}, frozenset())
+
+
+def is_ranged(kind: Kind) -> bool:
+    """Whether values of the kind are numbers that ranges are asked of."""
+    return kind in ("number", "date") or kind.startswith(QUANTITY)
+
+
+def _extremes(value: Any) -> Any:
+    """Of several values the least and the greatest: some is above a bound if the greatest is, below one if the least is."""
+    return [min(value), max(value)] if isinstance(value, list) else value
 
 
 def _stored_terms(facts: Facts) -> tuple[dict[str, Any], dict[str, list[str]]]:

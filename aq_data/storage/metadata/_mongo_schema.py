@@ -3,6 +3,7 @@
     1 -> 2   pids are claimed in a collection of their own, not by a unique index, which a sharded cluster cannot keep; large
              instruments are snapshots. Records stay as they are: those of version 1 are whole, and found as ever.
     2 -> 3   records have their time as a number, and the index of terms has it behind every value.
+    3 -> 4   records have their day, and their numbers a second time: those of a range are found by the day.
 
 A server of an older version must not write beside one of a newer: stop it first.
 """
@@ -19,7 +20,7 @@ from pymongo.errors import NetworkTimeout, OperationFailure
 
 from aq_data.errors import ConfigError
 from aq_data.models.datafile import FORMAT
-from aq_data.storage.metadata._mongo_records import INDEXES, SCHEMA_VERSION, created_of, make_mark, pid_key
+from aq_data.storage.metadata._mongo_records import DAY, INDEXES, SCHEMA_VERSION, created_of, make_mark, pid_key
 
 __all__ = ["prepare"]
 
@@ -44,6 +45,8 @@ async def prepare(database: AsyncDatabase[dict[str, Any]]) -> None:
         await _claim_pids(database)
     if found["version"] < 3:
         await _date(database)
+    if found["version"] < 4:
+        await _number(database)
     await _index(database["datafiles"], [IndexModel(keys, name=name, **options) for name, keys, options in INDEXES])
     terms = [IndexModel([("t.$**", 1)], name="terms"), IndexModel([("snapshot", 1)], name="snapshot")]
     await _index(database["snapshot_terms"], terms)
@@ -86,6 +89,30 @@ async def _date(database: AsyncDatabase[dict[str, Any]]) -> None:
             changes.clear()
     if changes:
         await datafiles.bulk_write(changes, ordered=False)
+
+
+async def _number(database: AsyncDatabase[dict[str, Any]]) -> None:
+    """Give records their day and numbers. Bools and lengths of lists are numbers here, too; nobody asks for them there."""
+    datafiles, batch = database["datafiles"], list[str]()
+    several = {"$cond": [{"$isArray": "$$one.v"}, [{"$min": "$$one.v"}, {"$max": "$$one.v"}], "$$one.v"]}
+    is_number = {"$isNumber": {"$cond": [{"$isArray": "$$this.v"}, {"$first": "$$this.v"}, "$$this.v"]}}
+    numbers = {"$filter": {"input": {"$objectToArray": "$t"}, "cond": is_number}}
+    change = {
+        "d": {"$toLong": {"$floor": {"$divide": ["$c", DAY]}}},
+        "n": {"$arrayToObject": {"$map": {"input": numbers, "as": "one", "in": {"k": "$$one.k", "v": several}}}},
+    }
+
+    async def give() -> None:
+        wanted = {"_id": {"$in": batch}, "t": {"$exists": True}, "d": {"$exists": False}}
+        await datafiles.update_many(wanted, [{"$set": change}])
+        batch.clear()
+
+    async for row in datafiles.find({"t": {"$exists": True}, "d": {"$exists": False}}, {"_id": 1}, batch_size=BATCH):
+        batch.append(row["_id"])
+        if len(batch) == BATCH:
+            await give()
+    if batch:
+        await give()
 
 
 async def _claim_pids(database: AsyncDatabase[dict[str, Any]]) -> None:

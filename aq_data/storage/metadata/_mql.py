@@ -31,6 +31,7 @@ from aq_data.storage.metadata._mongo_records import (
     WORDS,
     created_of,
     field_of,
+    is_ranged,
 )
 from aq_data.storage.metadata._shared import NO_SNAPSHOTS, Shared
 from aq_data.storage.metadata.cursors import Cursor
@@ -39,6 +40,7 @@ __all__ = [
     "DISTINCT_KINDS",
     "Pipeline",
     "behind",
+    "by_day",
     "compile_filter",
     "cursor_of",
     "distinct_pipeline",
@@ -47,6 +49,7 @@ __all__ = [
     "is_exact",
     "is_indexed",
     "is_point",
+    "is_range",
     "page_pipeline",
     "place_of",
     "places_pipeline",
@@ -74,6 +77,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Pipeline = list[dict[str, Any]]
 
+_ROW: dict[str, Any] = {"document": 1, "snapshot": 1, "apart": 1, "o": 1}
 
 # --- filters -------------------------------------------------------------------------------------------------------------
 
@@ -117,6 +121,23 @@ def is_point(where: dict[str, Any]) -> bool:
     """Whether it asks for one value, or for a few, of one field: the index of terms has what is found in order of time."""
     ((field, asked),) = where.items() if len(where) == 1 else (("", {}),)
     return not field.startswith("$") and ("$eq" in asked or 0 < len(asked.get("$in", ())) <= FEW)
+
+
+def is_range(node: Node) -> bool:
+    """Whether it sets bounds, and nothing else, to numbers of one field: the index of days has what is found."""
+    asked = [one for one in nodes_of(node) if not isinstance(one, All)]
+    bounds = [one for one in asked if isinstance(one, Compare) and one.op != "eq" and is_ranged(one.kind)]
+    return 0 < len(bounds) == len(asked) and len({(one.path, one.kind) for one in bounds}) == 1
+
+
+def by_day(where: Any) -> Any:
+    """The filter of a range over `n` instead of `t`."""
+    if isinstance(where, list):
+        return [by_day(one) for one in where]
+    return {
+        f"n{key[1:]}" if key.startswith("t.") else key: by_day(value) if key == "$and" else value
+        for key, value in where.items()
+    }
 
 
 def _fields_in(where: Any) -> set[str]:
@@ -264,14 +285,14 @@ def page_pipeline(where: dict[str, Any], sort: SortKey, after: Any, limit: int |
     field, direction = _sort_field(sort), -1 if sort.descending else 1
     computed: Pipeline = []
     if sort_index(sort) is None:
-        computed = [{"$project": {"document": 1, "snapshot": 1, "apart": 1, "o": 1, "place": _place(sort, include_deleted)}}]
+        computed = [{"$project": {**_ROW, "place": _place(sort, include_deleted)}}]
     return [
         {"$match": where},
         *computed,
         *([{"$match": behind(sort, after)}] if after is not None else []),
         {"$sort": {"c": direction, field: direction} if field == "o" else {field: direction}},
         *([{"$limit": limit}] if limit else []),
-        {"$project": {"document": 1, "snapshot": 1, "apart": 1, "o": 1, "place": f"${field}"}},
+        {"$project": {**_ROW, "place": f"${field}"}},
     ]
 
 
@@ -284,8 +305,13 @@ def behind(sort: SortKey, after: Any) -> dict[str, Any]:
 
 def timed_pipeline(where: dict[str, Any], sort: SortKey, limit: int) -> Pipeline:
     """Rows as of `page_pipeline`, and `c`, in order of `c` alone, as the index of terms has them for one value."""
-    shown = {"document": 1, "snapshot": 1, "apart": 1, "o": 1, "c": 1, "place": "$o"}
-    return [{"$match": where}, {"$sort": {"c": -1 if sort.descending else 1}}, {"$limit": limit}, {"$project": shown}]
+    order = {"c": -1 if sort.descending else 1}
+    return [{"$match": where}, {"$sort": order}, {"$limit": limit}, {"$project": {**_ROW, "c": 1, "place": "$o"}}]
+
+
+def few_pipeline(where: dict[str, Any], limit: int) -> Pipeline:
+    """Rows as of `page_pipeline` by time, in no order."""
+    return [{"$match": where}, {"$limit": limit}, {"$project": {**_ROW, "place": "$o"}}]
 
 
 def start_pipeline(where: dict[str, Any], sort: SortKey, limit: int, counted: int) -> Pipeline:
