@@ -56,8 +56,8 @@ KEYS_FOR_A_DOCUMENT = 4
 """So many keys of an index are read in the time that one document takes."""
 SURVEY_SECONDS = 60.0
 """How long the number of records is remembered."""
-SAMPLE = 31
-MOMENTS = 2_000
+SAMPLE = 101
+MOMENTS = 1_000
 """The times of so few are all read from the index, to find the first of them."""
 SORTED_AT_ONCE = 1000
 WHOLE = {"document": 1, "snapshot": 1, "apart": 1}
@@ -91,6 +91,11 @@ class Asked:
     def is_range(self) -> bool:
         return _mql.is_range(self.node)
 
+    @property
+    def field(self) -> str:
+        """The one that decides, where it is one."""
+        return _mql.field_in(self.where)
+
 
 class Questions:
     """Asks the collections that `collection` names."""
@@ -100,7 +105,8 @@ class Questions:
     ) -> None:
         self._collection, self._snapshots, self._parts = collection, snapshots, parts
         self._lookups = Lookups(snapshots)
-        self._by_time = ByTime(lambda: collection("datafiles"), self._read)
+        self._by_time = ByTime(lambda: collection("datafiles"))
+        self._met_by_many: set[str] = set()
         self._size, self._middle, self._surveyed_at = 0, 0, float("-inf")
 
     async def search(self, node: Node, sort: SortKey, limit: int, cursor: str | None, include_deleted: bool) -> Page:
@@ -183,20 +189,28 @@ class Questions:
                 if few is not None:
                     return len(few), True, few
             return await self._one_pass(asked, sort, limit)
-        if limit and await self._is_in_order_of_time(asked, sort):
-            # Of so many the total does not decide where the page is read.
+        if limit and await self._are_in_order(asked, sort):
+            # Of so many the total does not decide how the page is read.
             (total, is_exact), rows = await asyncio.gather(
                 self._total(asked), self._rows(asked, sort, None, limit, EXACT_TOTAL)
             )
+            if asked.is_range:
+                remember = self._met_by_many.add if total > MOMENTS else self._met_by_many.discard
+                remember(asked.field)
             return max(total, min(len(rows), EXACT_TOTAL)), is_exact, rows  # one may have been saved in between
         total, is_exact = await self._total(asked)
         return total, is_exact, await self._rows(asked, sort, None, limit, total) if limit and total else []
 
-    async def _is_in_order_of_time(self, asked: Asked, sort: SortKey) -> bool:
-        """Whether an index has what is found in the order asked for, or in that of the days, and enough of it."""
+    async def _are_in_order(self, asked: Asked, sort: SortKey) -> bool:
+        """Whether an index has what is found in the order asked for, or in that of the days if it is more than a few.
+
+        A field of which the last range had many is taken to have as many again: to look costs a tenth of the answer.
+        """
         if not _is_timed(asked, sort):
             return False
-        return _mql.is_point(asked.where) or (asked.is_range and await self._counted(asked, MOMENTS + 1) > MOMENTS)
+        if _mql.is_point(asked.where) or (asked.is_range and asked.field in self._met_by_many):
+            return True
+        return asked.is_range and await self._counted(asked, MOMENTS + 1) > MOMENTS
 
     async def _is_one_pass(self, asked: Asked, sort: SortKey) -> bool:
         """Whether to count means to read the documents, so that they are better put in order on the way."""
@@ -280,6 +294,7 @@ class Questions:
                 rows = await self._by_time.of_range(asked.where, sort, after, limit)
                 if rows is not None:
                     return rows
+                total, _ = await self._total(asked)  # of a first page it is known only that it is more than a few
             if total < EXACT_TOTAL and await self._is_near(total, limit * KEYS_FOR_A_DOCUMENT):
                 rows = await self._by_time.of_one_field(asked.where, sort, after, limit)
                 if rows is not None:
@@ -296,10 +311,6 @@ class Questions:
                     raise
         pipeline = _mql.page_pipeline(asked.where, sort, after, needed, asked.include_deleted)
         return [row async for row in self._first(asked, pipeline, limit)]
-
-    async def _read(self, pipeline: _mql.Pipeline, index: str | None = None) -> list[Row]:
-        hint: Row = {} if index is None else {"hint": index}
-        return await (await self._aggregate(pipeline, **hint)).to_list()
 
     async def _is_near(self, total: int, limit: int) -> bool:
         """Whether sorting what matches costs less than walking past what does not."""

@@ -45,6 +45,7 @@ __all__ = [
     "cursor_of",
     "distinct_pipeline",
     "distinct_snapshots_pipeline",
+    "field_in",
     "is_covered",
     "is_exact",
     "is_indexed",
@@ -57,7 +58,6 @@ __all__ = [
     "shown",
     "sort_index",
     "start_pipeline",
-    "timed_pipeline",
     "total_pipeline",
     "walked",
 ]
@@ -115,6 +115,11 @@ def is_indexed(node: Node) -> bool:
 def is_covered(where: dict[str, Any]) -> bool:
     """Whether the index of terms can tell how many match without a look at a document: one field decides."""
     return len(_fields_in(where)) == 1
+
+
+def field_in(where: dict[str, Any]) -> str:
+    """The field that decides, where it is one; else some."""
+    return min(_fields_in(where))
 
 
 def is_point(where: dict[str, Any]) -> bool:
@@ -301,17 +306,6 @@ def behind(sort: SortKey, after: Any) -> dict[str, Any]:
     field, than = _sort_field(sort), "$lt" if sort.descending else "$gt"
     found = {field: {than: after}}
     return {"c": {f"{than}e": created_of(after)}, **found} if field == "o" else found
-
-
-def timed_pipeline(where: dict[str, Any], sort: SortKey, limit: int) -> Pipeline:
-    """Rows as of `page_pipeline`, and `c`, in order of `c` alone, as the index of terms has them for one value."""
-    order = {"c": -1 if sort.descending else 1}
-    return [{"$match": where}, {"$sort": order}, {"$limit": limit}, {"$project": {**_ROW, "c": 1, "place": "$o"}}]
-
-
-def few_pipeline(where: dict[str, Any], limit: int) -> Pipeline:
-    """Rows as of `page_pipeline` by time, in no order."""
-    return [{"$match": where}, {"$limit": limit}, {"$project": {**_ROW, "place": "$o"}}]
 
 
 def start_pipeline(where: dict[str, Any], sort: SortKey, limit: int, counted: int) -> Pipeline:
