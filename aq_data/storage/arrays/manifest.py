@@ -8,13 +8,14 @@ it in one step. So an object never changes, and whoever holds a manifest reads o
                                       0.3.1       chunk (3, 1) of the plan's array 0, as it will stand in `arrays.zarr`
                                       0.3.1.w     its written map, where only part of it was measured
                                       events      headers of folded blocks, one JSON line each
-    <id>/<attempt>/blocks/<ref>                   values of a block too large for the log
+    <id>/<attempt>/blocks/<ref>                   values of a block too large for the log, in pages (`pages`)
     <id>/<attempt>/events/<first>-<last>          after the end: the headers of all blocks
     <id>/<attempt>/written/<name>/grid, c/3/1     after the end, for arrays not measured whole: coverage and written maps
 """
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,12 +37,16 @@ __all__ = [
     "cell_key",
     "decode_mask",
     "events_prefix",
+    "is_paged",
+    "make_ref",
     "open_prefix",
     "plan_key",
     "written_prefix",
 ]
 
 Grid = np.ndarray[Any, Any]
+
+_PAGED = ".p"
 
 NOTHING, PART, FULL = 0, 1, 2
 """How much of a chunk was measured."""
@@ -55,6 +60,16 @@ def open_prefix(id: str, attempt: str) -> str:
 def block_key(id: str, attempt: str, ref: str) -> str:
     """Where the values of a large block lie until they are folded."""
     return f"{id}/{attempt}/blocks/{ref}"
+
+
+def make_ref() -> str:
+    """What tells the values of one large block from every other."""
+    return f"{secrets.token_hex(8)}{_PAGED}"
+
+
+def is_paged(ref: str) -> bool:
+    """Whether the values lie in pages: those of older versions do not."""
+    return ref.endswith(_PAGED)
 
 
 def written_prefix(id: str, attempt: str, name: str) -> str:

@@ -12,7 +12,8 @@ from aq_data.models.arrays import ArrayInfo, is_text, parse_dtype
 from aq_data.models.sweep import Placed, Plan
 from aq_data.storage.arrays.blobs import BlobStore
 from aq_data.storage.arrays.format import text_from_wire
-from aq_data.storage.arrays.manifest import block_key
+from aq_data.storage.arrays.manifest import block_key, is_paged
+from aq_data.storage.arrays.pages import content_of, pages_of
 from aq_data.storage.metadata.sweeplog import Row
 
 __all__ = ["Payloads", "decode_text"]
@@ -85,7 +86,15 @@ class Payloads:
 
     async def _read(self, row: Row, start: int, length: int) -> bytes:
         key = block_key(self._plan.id, self._plan.attempt, row.ref)
-        data = await self._blobs.get(key, start, start + length)
-        if len(data) != length:
+        if not length:
+            return b""
+        first, last = start, start + length
+        if is_paged(row.ref):
+            first, last = pages_of(start, start + length, sum(region.nbytes for region in row.placed.variables))
+        data = await self._blobs.get(key, first, last)
+        if len(data) != last - first:
             raise CorruptionError(f"block {row.placed.seq} of sweep {self._plan.id} has lost values: {key!r} is too short")
-        return data
+        try:
+            return content_of(data, start, start + length) if is_paged(row.ref) else data
+        except ValueError as exc:
+            raise CorruptionError(f"block {row.placed.seq} of sweep {self._plan.id} is damaged: {key!r}: {exc}") from exc

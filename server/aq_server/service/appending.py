@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-
 from aq_data.errors import AqDataError, TooLargeError, ValidationError
 from aq_data.models.arrays import is_text, parse_dtype
 from aq_data.models.sweep import (
@@ -14,7 +12,8 @@ from aq_data.models.sweep import (
 )
 from aq_data.models.values import format_instant
 from aq_data.storage.arrays.blobs import Upload
-from aq_data.storage.arrays.manifest import block_key
+from aq_data.storage.arrays.manifest import block_key, make_ref
+from aq_data.storage.arrays.pages import PageWriter
 from aq_data.storage.metadata.sweeplog import Incoming
 from aq_server.service.saving import now
 from aq_server.service.sweep_parts import LARGE_BYTES, SweepParts, check_text
@@ -47,6 +46,7 @@ class Appending:
         self._left = 0
         self._buffer = bytearray()
         self._upload: Upload | None = None
+        self._pages = PageWriter()
         self._ref = ""
         self._skipping = False
         self.acknowledged: dict[str, int] = {}
@@ -85,7 +85,7 @@ class Appending:
         await self._parts.folding.make_room(self._plan.id, state)
         self._skipping = place(self._plan, state, block, "") is None
         if not self._skipping:
-            self._ref = secrets.token_hex(8)
+            self._ref, self._pages = make_ref(), PageWriter()
             key = block_key(self._plan.id, self._plan.attempt, self._ref)
             self._upload = await (await self._parts.stores.at(self._plan.store)).blobs.upload(key)
 
@@ -96,8 +96,9 @@ class Appending:
             self._buffer += data
         if self._upload is not None and (len(self._buffer) >= UPLOAD_BYTES or not self._left):
             # In larger pieces than the socket's: each is handed to a thread.
-            pieces, self._buffer = self._buffer, bytearray()
-            await self._upload.write(pieces)
+            content, self._buffer = self._buffer, bytearray()
+            pages = self._pages.write(content)
+            await self._upload.write(pages if self._left else pages + self._pages.finish())
 
     async def end(self) -> None:
         """All bytes of the block have come."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass
 
 from aq_data.errors import ValidationError
@@ -12,7 +11,8 @@ from aq_data.models.sweep import (
     Plan,
     piece_bytes,
 )
-from aq_data.storage.arrays.manifest import block_key
+from aq_data.storage.arrays.manifest import block_key, make_ref
+from aq_data.storage.arrays.pages import PageWriter
 from aq_data.storage.arrays.payload import decode_text
 from aq_data.storage.arrays.stores import ArrayStores
 from aq_data.storage.metadata.store import MetadataStore
@@ -40,9 +40,9 @@ class SweepParts:
 
     async def store_large(self, plan: Plan, payload: bytes) -> str:
         """Put the values of a block into a blob of its own; its `ref`."""
-        ref = secrets.token_hex(8)
+        ref, pages = make_ref(), PageWriter()
         blobs = (await self.stores.at(plan.store)).blobs
-        await blobs.put_many([(block_key(plan.id, plan.attempt, ref), lambda: payload)])
+        await blobs.put_many([(block_key(plan.id, plan.attempt, ref), lambda: pages.write(payload) + pages.finish())])
         await blobs.settle(f"{plan.id}/{plan.attempt}/blocks")
         return ref
 
