@@ -247,8 +247,9 @@ def _quantities(path: str, value: Any, text: str) -> Iterator[Term]:
     ]
     unit = parse_unit(text) if numbers else None
     if unit is not None:
-        for number in numbers:
-            yield Term(path, f"{QUANTITY}{unit.dimension}", unit.in_si(number))
+        for value in map(unit.in_si, numbers):
+            if not math.isnan(value):  # which no quantity is compared with
+                yield Term(path, f"{QUANTITY}{unit.dimension}", value)
 
 
 def _approximations(path: str, value: Any) -> Iterator[Term]:

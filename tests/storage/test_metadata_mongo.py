@@ -26,7 +26,7 @@ from pymongo.asynchronous.collection import AsyncCollection
 from aq_data.errors import AqDataError, ConfigError, QueryError, StorageError, TooLargeError, UnavailableError
 from aq_data.models.paths import parse_sort
 from aq_data.models.query import parse_filter
-from aq_data.storage.metadata import _mongo_border, _mongo_questions, _mongo_schema, _mongo_times, _mql
+from aq_data.storage.metadata import _mongo_border, _mongo_questions, _mongo_records, _mongo_schema, _mongo_times, _mql
 from aq_data.storage.metadata import mongo as mongo_module
 from aq_data.storage.metadata._mongo_border import border, translate
 from aq_data.storage.metadata._mongo_records import DAYS_INDEX, SCHEMA_VERSION, TERMS_INDEX, TIME_INDEX, created_of
@@ -196,7 +196,7 @@ DAYS = ["1969-12-30", "1969-12-31", "1970-01-01", "2026-01-31", "2026-02-03"]
 
 
 @pytest.mark.services
-@pytest.mark.parametrize("are_many", [False, True, "far away"], ids=["few", "many", "far away"])
+@pytest.mark.parametrize("are_many", [False, True, "dense", "far away"], ids=["few", "many", "dense", "far away"])
 @pytest.mark.parametrize("text", BY_TIME)
 @pytest.mark.parametrize(
     "query",
@@ -219,11 +219,13 @@ DAYS = ["1969-12-30", "1969-12-31", "1970-01-01", "2026-01-31", "2026-02-03"]
 def test_pages_by_time_are_whole_where_many_are_of_one_moment(open_store, monkeypatch, query, text, are_many):
     """The index has the time, and what is of the same microsecond in no order: of one value, of several, of a range.
 
-    Of many in a range it has the days, of which some have several moments, unless it takes long to come to them.
+    Of many in a range it has the days, of which some have several moments, unless one has very many or is far away.
     """
     monkeypatch.setattr(_mongo_questions, "SORTED_ANYWAY", 1_000)
     if are_many:
         monkeypatch.setattr(_mongo_questions, "MOMENTS", 5)
+    if are_many == "dense":
+        monkeypatch.setattr(_mongo_times, "DENSE", 5)
     if are_many == "far away":
         monkeypatch.setattr(_mongo_times.ByTime, "_keys", _out_of_time)
     records = [
@@ -251,6 +253,50 @@ def test_pages_by_time_are_whole_where_many_are_of_one_moment(open_store, monkey
             assert await pages(store, query, sort, limit) == expected
 
     within(open_store, body)
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("text", BY_TIME)
+def test_every_page_of_a_range_is_read_by_the_days_it_is_of(open_store, monkeypatch, text):
+    """Not the first one alone: what the others fall back to would answer the same, and take long."""
+    monkeypatch.setattr(_mongo_questions, "MOMENTS", 5)
+    real, answers = _mongo_times.ByTime.of_range, []
+
+    async def of_range(*more):
+        answers.append(await real(*more))
+        return answers[-1]
+
+    monkeypatch.setattr(_mongo_times.ByTime, "of_range", of_range)
+    records = [
+        record(number, created_at=f"{DAYS[number % 5]}T08:00:00.{number // 3:06}Z", metadata={"power": number})
+        for number in range(60)
+    ]
+
+    async def body(store):
+        await insert_all(store, records)
+        query, sort = {"power": {"$gte": 7}}, parse_sort(text)
+        assert await pages(store, query, sort, 7) == expected_ids(records, query, sort)
+
+    within(open_store, body)
+    assert [len(rows) for rows in answers] == [8] * 7 + [4]
+
+
+@pytest.mark.services
+def test_what_is_found_by_too_many_numbers_can_still_be_deleted(open_store, behind):
+    """A document that an older version took: a tombstone is found by none of them."""
+    monkey = pytest.MonkeyPatch()
+    one = record(metadata={f"k{i}": i for i in range(20_000)})
+
+    async def body(store):
+        await store.insert(one)
+        with monkey.context() as patched:
+            patched.setattr(_mongo_records, "INDEXED_KEYS", 30_000)
+            with pytest.raises(TooLargeError):
+                await store.replace(changed(one, starred=True), 1)
+            assert await store.replace(changed(one, state="deleted"), 1)
+
+    within(open_store, body)
+    assert not {"t", "n", "d"} & behind["datafiles"].find_one().keys()
 
 
 def _as_version_3(behind):
@@ -307,8 +353,14 @@ def test_a_database_of_version_3_is_given_its_days_and_numbers_when_it_is_opened
     records = [
         record(
             number,
-            created_at=f"{DAYS[number % 5]}T23:59:59.99999{number % 10}Z",
-            metadata={"a": number, "log": [number, 2.5, -number], "ok": True, "bath": {"value": number, "unit": "mK"}},
+            created_at=f"{[*DAYS, '9999-12-31'][number % 6]}T23:59:59.99999{number % 10}Z",
+            metadata={
+                "a": number,
+                "log": [number, 2.5, -number],
+                "ok": True,
+                "bath": {"value": number, "unit": "mK"},
+                "gain": [{"value": 0, "unit": "Ym**12/ym**12"}, {"value": number, "unit": "percent"}],  # 0 times infinity
+            },
         )
         for number in range(30)
     ]
@@ -320,7 +372,12 @@ def test_a_database_of_version_3_is_given_its_days_and_numbers_when_it_is_opened
 
     async def look(store):
         sort = parse_sort("-created_at")
-        for query in ({"a": {"$gt": 3}}, {"log": {"$lt": -4}}, {"bath.value": {"$gte": "11 mK"}}):
+        for query in (
+            {"a": {"$gt": 3}},
+            {"log": {"$lt": -4}},
+            {"bath.value": {"$gte": "11 mK"}},
+            {"gain.value": {"$lt": "20 percent"}},
+        ):
             assert await pages(store, query, sort, 7) == expected_ids(records[1:], query, sort)
 
     def kept():

@@ -56,7 +56,7 @@ KEYS_FOR_A_DOCUMENT = 4
 """So many keys of an index are read in the time that one document takes."""
 SURVEY_SECONDS = 60.0
 """How long the number of records is remembered."""
-SAMPLE = 101
+REMEMBERED = 10_000
 MOMENTS = 1_000
 """The times of so few are all read from the index, to find the first of them."""
 SORTED_AT_ONCE = 1000
@@ -92,9 +92,8 @@ class Asked:
         return _mql.is_range(self.node)
 
     @property
-    def field(self) -> str:
-        """The one that decides, where it is one."""
-        return _mql.field_in(self.where)
+    def fields(self) -> frozenset[str]:
+        return _mql.fields_in(self.where)
 
 
 class Questions:
@@ -106,7 +105,7 @@ class Questions:
         self._collection, self._snapshots, self._parts = collection, snapshots, parts
         self._lookups = Lookups(snapshots)
         self._by_time = ByTime(lambda: collection("datafiles"))
-        self._met_by_many: set[str] = set()
+        self._met_by_many: set[frozenset[str]] = set()
         self._size, self._middle, self._surveyed_at = 0, 0, float("-inf")
 
     async def search(self, node: Node, sort: SortKey, limit: int, cursor: str | None, include_deleted: bool) -> Page:
@@ -183,34 +182,50 @@ class Questions:
     async def _start(self, asked: Asked, sort: SortKey, limit: int) -> tuple[int, bool, list[Row]]:
         """The total, whether it is exact, and the rows of the first page in order."""
         if limit and await self._is_one_pass(asked, sort):
-            if sort.path == "created_at":
-                await self._survey()
-                few = await self._by_time.of_few(asked.where, sort, limit, self._middle)
-                if few is not None:
-                    return len(few), True, few
-            return await self._one_pass(asked, sort, limit)
-        if limit and await self._are_in_order(asked, sort):
-            # Of so many the total does not decide how the page is read.
-            (total, is_exact), rows = await asyncio.gather(
-                self._total(asked), self._rows(asked, sort, None, limit, EXACT_TOTAL)
-            )
+            return await self._met_by_several(asked, sort, limit)
+        if limit and _is_timed(asked, sort):
+            if _mql.is_point(asked.where):
+                return await self._at_once(asked, sort, limit)
             if asked.is_range:
-                remember = self._met_by_many.add if total > MOMENTS else self._met_by_many.discard
-                remember(asked.field)
-            return max(total, min(len(rows), EXACT_TOTAL)), is_exact, rows  # one may have been saved in between
+                return await self._in_range(asked, sort, limit)
         total, is_exact = await self._total(asked)
         return total, is_exact, await self._rows(asked, sort, None, limit, total) if limit and total else []
 
-    async def _are_in_order(self, asked: Asked, sort: SortKey) -> bool:
-        """Whether an index has what is found in the order asked for, or in that of the days if it is more than a few.
+    async def _at_once(self, asked: Asked, sort: SortKey, limit: int) -> tuple[int, bool, list[Row]]:
+        """As `_start` where so many match that the total does not decide how the page is read."""
+        (total, is_exact), rows = await asyncio.gather(self._total(asked), self._rows(asked, sort, None, limit, EXACT_TOTAL))
+        return max(total, min(len(rows), EXACT_TOTAL)), is_exact, rows  # one may have been saved in between
 
-        A field of which the last range had many is taken to have as many again: to look costs a tenth of the answer.
-        """
-        if not _is_timed(asked, sort):
-            return False
-        if _mql.is_point(asked.where) or (asked.is_range and asked.field in self._met_by_many):
-            return True
-        return asked.is_range and await self._counted(asked, MOMENTS + 1) > MOMENTS
+    async def _in_range(self, asked: Asked, sort: SortKey, limit: int) -> tuple[int, bool, list[Row]]:
+        """As `_start` of a range by time: a few are counted before they are read."""
+        if not self._is_remembered(asked):
+            total = await self._counted(asked, MOMENTS + 1)
+            if total <= MOMENTS:
+                return total, True, await self._rows(asked, sort, None, limit, total) if total else []
+        found = await self._at_once(asked, sort, limit)
+        self._remember(asked, found[0] > MOMENTS)
+        return found
+
+    async def _met_by_several(self, asked: Asked, sort: SortKey, limit: int) -> tuple[int, bool, list[Row]]:
+        """As `_start` of several conditions: a few by time are read without being counted before."""
+        if sort.path == "created_at" and not self._is_remembered(asked):
+            await self._survey()
+            few = await self._by_time.of_few(asked.where, sort, limit, self._middle)
+            if few is not None:
+                return len(few), True, few[:limit]
+        found = await self._one_pass(asked, sort, limit)
+        self._remember(asked, found[0] > 2 * limit)
+        return found
+
+    def _is_remembered(self, asked: Asked) -> bool:
+        """Whether the last question about these fields had many matches: it is taken to have as many again."""
+        return asked.fields in self._met_by_many
+
+    def _remember(self, asked: Asked, is_many: bool) -> None:
+        if not is_many:
+            self._met_by_many.discard(asked.fields)
+        elif len(self._met_by_many) < REMEMBERED:
+            self._met_by_many.add(asked.fields)
 
     async def _is_one_pass(self, asked: Asked, sort: SortKey) -> bool:
         """Whether to count means to read the documents, so that they are better put in order on the way."""
@@ -322,15 +337,14 @@ class Questions:
         return self._size
 
     async def _survey(self) -> None:
-        """Look how many records there are, and which time about half of them are before; not again for a short time."""
+        """Look how many records there are, and for the middle of their time; not again for a short time."""
         now = time.monotonic()
         if now - self._surveyed_at > SURVEY_SECONDS:
+            self._surveyed_at = now
             datafiles = await self._collection("datafiles")
             self._size = await datafiles.estimated_document_count()
-            some = await self._aggregate([{"$sample": {"size": SAMPLE}}, {"$project": {"_id": 0, "c": 1}}])
-            times = sorted([row["c"] async for row in some if "c" in row])
-            self._middle = times[len(times) // 2] if times else 0
-            self._surveyed_at = now
+            ends = [await datafiles.find_one(ALIVE, {"c": 1}, sort={"c": way}, hint=TIME_INDEX) for way in (1, -1)]
+            self._middle = sum(end["c"] for end in ends if end) // 2
 
     async def _sorted_here(self, asked: Asked, sort: SortKey, after: Any, limit: int) -> list[Row]:
         """As `_rows` by a path that snapshots have: the places of all that match, then the documents of the page."""

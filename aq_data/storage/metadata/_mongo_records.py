@@ -165,7 +165,8 @@ def stored(record: Record, encoded: bytes, snapshot: Snapshot | None) -> Stored:
     found = found_by(plain, f"the document {document.id}")
     order = _order_of(document, found.known)
     is_deleted = document.state == "deleted"
-    _check_size(found, encoded)
+    kept = {"g": found.terms} if is_deleted else {"t": found.terms, "n": found.numbers, "d": created_of(order) // DAY}
+    _check_size({**kept, "x": found.texts}, encoded)
     fields = {
         "revision": document.revision,
         "deleted": is_deleted,
@@ -176,7 +177,7 @@ def stored(record: Record, encoded: bytes, snapshot: Snapshot | None) -> Stored:
         "c": created_of(order),
         "s": _sort_values(found.known, order),
         "x": found.texts,
-        **({"g": found.terms} if is_deleted else {"t": found.terms, "n": found.numbers, "d": created_of(order) // DAY}),
+        **kept,
     }
     removed = {"t": "", "n": "", "d": ""} if is_deleted else {"g": ""}
     optional: dict[str, Any] = {
@@ -196,12 +197,12 @@ def stored(record: Record, encoded: bytes, snapshot: Snapshot | None) -> Stored:
     return Stored(fields, removed, found.quantities, snapshot, tuple(claims))
 
 
-def _check_size(found: Found, encoded: bytes) -> None:
+def _check_size(kept: dict[str, Any], encoded: bytes) -> None:
     if len(encoded) < LARGE_BYTES:
         return
-    fields = [*found.terms.values(), *found.numbers.values()]
-    keys = sum(len(value) if isinstance(value, list) else 1 for value in fields)
-    size = len(bson.encode({"t": found.terms, "n": found.numbers, "x": found.texts}))
+    values = [value for name in ("t", "n") for value in kept.get(name, {}).values()]
+    keys = sum(len(value) if isinstance(value, list) else 1 for value in values)
+    size = len(bson.encode(kept))
     if keys > INDEXED_KEYS or size > INDEXED_BYTES:
         raise TooLargeError(
             f"the document has {len(encoded)} bytes and is found by {keys} values, which take {size} bytes; MongoDB takes "
@@ -234,17 +235,12 @@ def make_mark() -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a document is found by: the fields `t` and `x`, and the terms they are made of."""
+    """What a document is found by: the fields `t`, `n` and `x`, and the terms they are made of."""
 
     terms: dict[str, Any]
+    numbers: dict[str, Any]
     texts: dict[str, list[str]]
     known: frozenset[Term]
-
-    @property
-    def numbers(self) -> dict[str, Any]:
-        """The field `n`."""
-        fields = {field_of(term.path, term.kind) for term in self.known if is_ranged(term.kind)}
-        return {name: _extremes(value) for name, value in self.terms.items() if name in fields}
 
     @property
     def quantities(self) -> frozenset[tuple[str, Kind]]:
@@ -259,10 +255,12 @@ def found_by(plain: dict[str, Any], what: str) -> Found:
     """
     try:
         facts = Facts(plain)
-        return Found(*_stored_terms(facts), facts.terms)
+        terms, texts = _stored_terms(facts)
+        ranged = {field_of(term.path, term.kind) for term in facts.terms if is_ranged(term.kind)}
+        return Found(terms, {name: _extremes(terms[name]) for name in ranged}, texts, facts.terms)
     except (ArithmeticError, AqDataError, LookupError, TypeError, ValueError) as exc:
         log.error("a document cannot be indexed and will not be found", exc_info=exc, extra={"fields": {"what": what}})
-        return Found({}, {}, frozenset())
+        return Found({}, {}, {}, frozenset())
 
 
 def is_ranged(kind: Kind) -> bool:

@@ -11,6 +11,7 @@ A server of an older version must not write beside one of a newer: stop it first
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 from pymongo import IndexModel, UpdateOne
@@ -92,14 +93,16 @@ async def _date(database: AsyncDatabase[dict[str, Any]]) -> None:
 
 
 async def _number(database: AsyncDatabase[dict[str, Any]]) -> None:
-    """Give records their day and numbers. Bools and lengths of lists are numbers here, too; nobody asks for them there."""
+    """Give records their day and numbers; also bools, nulls and lengths, which look alike; nobody asks for these there."""
     datafiles, batch = database["datafiles"], list[str]()
-    several = {"$cond": [{"$isArray": "$$one.v"}, [{"$min": "$$one.v"}, {"$max": "$$one.v"}], "$$one.v"]}
+    several = {"$filter": {"input": "$$one.v", "cond": {"$ne": ["$$this", math.nan]}}}  # which is less than all for $min
+    extremes = {"$cond": [{"$isArray": "$$one.v"}, [{"$min": several}, {"$max": several}], "$$one.v"]}
     is_number = {"$isNumber": {"$cond": [{"$isArray": "$$this.v"}, {"$first": "$$this.v"}, "$$this.v"]}}
     numbers = {"$filter": {"input": {"$objectToArray": "$t"}, "cond": is_number}}
+    since_midnight = {"$mod": [{"$add": [{"$mod": ["$c", DAY]}, DAY]}, DAY]}  # also before 1970; and no double in between
     change = {
-        "d": {"$toLong": {"$floor": {"$divide": ["$c", DAY]}}},
-        "n": {"$arrayToObject": {"$map": {"input": numbers, "as": "one", "in": {"k": "$$one.k", "v": several}}}},
+        "d": {"$toLong": {"$divide": [{"$subtract": ["$c", since_midnight]}, DAY]}},
+        "n": {"$arrayToObject": {"$map": {"input": numbers, "as": "one", "in": {"k": "$$one.k", "v": extremes}}}},
     }
 
     async def give() -> None:

@@ -3,7 +3,7 @@
 The index of terms has the records of one value in order of time. Of a range it has them in order of the values: the times
 of a few are all read from it. Of many another index has them day by day, and a page reads the days that it is of.
 
-All by `find`: a pipeline takes up to twice as long for the same.
+All by `find`: a pipeline takes longer for the same, at times twice as long.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ Row = dict[str, Any]
 
 SECONDS = 10.0
 DAYS_SECONDS = 0.05
-"""How long to look for a page day by day."""
+"""How long to look for the days of a page."""
+DENSE = 2000
+"""Of a day with more matches the records are better walked in order of time."""
 FIRST_DAY = -(1 << 40)
+"""Before all: the index of days is read in its order only where the day is asked for."""
 SHOWN = {"document": 1, "snapshot": 1, "apart": 1, "o": 1, "c": 1}
 
 
@@ -42,84 +45,91 @@ class ByTime:
         self._datafiles = datafiles
 
     async def of_few(self, where: Row, sort: SortKey, limit: int, middle: int) -> list[Row] | None:
-        """Everything that matches, in order; None if that is not less than `limit`.
+        """Everything that matches, in order; None if some half of the records has `limit` of it.
 
-        It is looked for before and after the moment `middle` at once.
+        The halves, before and after the moment `middle`, are looked through at once.
         """
         halves = [{"$and": [where, {"c": {than: middle}}]} for than in ("$gte", "$lt")]
-        found = await asyncio.gather(*(self._find(half, SHOWN, {}, limit) for half in halves))
-        rows = _in_order([*found[0], *found[1]], sort)
-        return rows if len(rows) < limit else None
+        found = await asyncio.gather(*(self._rows(half, {}, limit) for half in halves))
+        if any(len(rows) == limit for rows in found):
+            return None
+        return _in_order([*found[0], *found[1]], sort)
 
     async def of_value(self, where: Row, sort: SortKey, after: Any, limit: int) -> list[Row]:
         """Of one value, or of a few, in one field: just the records of the page are read."""
         direction = _direction(sort)
         if after is not None:
             where = {"$and": [where, _mql.behind(sort, after)]}
-        rows = await self._find(where, SHOWN, {"c": direction}, limit + 1, TERMS_INDEX)
+        rows = await self._rows(where, {"c": direction}, limit + 1, TERMS_INDEX)
         if len(rows) > limit and rows[limit]["c"] == rows[limit - 1]["c"]:
             # Those of one moment come in no order, and all of them have to be seen to tell which are the first.
             moment = rows[limit]["c"]
             rows = [row for row in rows if row["c"] != moment]
             same = {"$and": [where, {"c": moment}]}
-            rows += await self._find(same, SHOWN, {"c": direction, "o": direction}, limit - len(rows), TERMS_INDEX)
+            rows += await self._rows(same, {"c": direction, "o": direction}, limit - len(rows), TERMS_INDEX)
         return _in_order(rows[:limit], sort)
 
     async def of_one_field(self, where: Row, sort: SortKey, after: Any, limit: int) -> list[Row] | None:
         """Of any condition on one field: the times of all that match are read from the index. None as of `_at`."""
-        asked = where if after is None else {"$and": [where, {"c": _mql.behind(sort, after)["c"]}]}
+        asked = {"$and": [where, *_later(sort, after)]}
         keys = await self._find(asked, {"_id": 0, "c": 1}, {"c": _direction(sort)}, limit, TERMS_INDEX)
         return await self._at([key["c"] for key in keys], where, sort, after, limit)
 
     async def of_range(self, where: Row, sort: SortKey, after: Any, limit: int) -> list[Row] | None:
         """Of a range of numbers: the times of all that match on the days of the page are read from the index.
 
-        None as of `_at`, or when it takes long to come to these days.
+        None as of `_at`, or when it takes long to come to these days, or one of them has very many.
         """
         start = FIRST_DAY if after is None else created_of(after) // DAY
-        days = {"$lte": start} if sort.descending and after is not None else {"$gte": start}
-        moments, read = list[int](), limit + limit // 2 + 1
+        read = limit + limit // 2 + 1
         try:
-            while len(moments) < limit:
-                keys = await self._keys(where, days, sort, read)
-                last = keys[-1]["d"] if len(keys) == read else None  # of this day there may be more, in no order
-                moments += _behind([key for key in keys if key["d"] != last], after, sort)
-                if last is None:
-                    break
-                if len(moments) < limit:
-                    moments += _behind(await self._keys(where, {"$eq": last}, sort, 0), after, sort)
-                days = {"$lt" if sort.descending else "$gt": last}
+            keys = await self._keys(
+                where, {"$lte" if sort.descending and after is not None else "$gte": start}, sort, after, read
+            )
+            if len(keys) == read:  # of the last day there may be more, in no order
+                last = keys[-1]["d"]
+                keys = [key for key in keys if key["d"] != last]
+                if len(keys) < limit:
+                    rest = await self._keys(where, {"$eq": last}, sort, after, DENSE)
+                    if len(rest) == DENSE:
+                        return None
+                    keys += rest
         except ExecutionTimeout:
             return None
-        first = nlargest(limit, moments) if sort.descending else nsmallest(limit, moments)
-        return await self._at(first, where, sort, after, limit)
+        best = nlargest if sort.descending else nsmallest
+        return await self._at(best(limit, [key["c"] for key in keys]), where, sort, after, limit)
 
-    async def _keys(self, where: Row, days: Row, sort: SortKey, limit: int) -> list[Row]:
-        """The days and times of what is in a range on these days, in order of the days; all for a `limit` of 0."""
-        asked, shown = {"$and": [{"d": days}, _mql.by_day(where)]}, {"_id": 0, "d": 1, "c": 1}
-        return await self._find(asked, shown, {"d": _direction(sort)}, limit, DAYS_INDEX, DAYS_SECONDS)
+    async def _keys(self, where: Row, days: Row, sort: SortKey, after: Any, limit: int) -> list[Row]:
+        """The days and times of what is in a range on these days, in order of the days."""
+        asked = {"$and": [{"d": days}, *_later(sort, after), _mql.by_day(where)]}
+        return await self._find(asked, {"_id": 0, "d": 1, "c": 1}, {"d": _direction(sort)}, limit, DAYS_INDEX, DAYS_SECONDS)
 
     async def _at(self, moments: list[int], where: Row, sort: SortKey, after: Any, limit: int) -> list[Row] | None:
-        """The first rows of these times.
+        """The first rows of these times, after those of the moment at which the page before ended.
 
-        None when they are too few, for some went meanwhile, or others of the same moment are on the page before.
+        None when they are too few, for some went meanwhile.
         """
-        those = {"$and": [{"deleted": False, "c": {"$in": list(set(moments))}}, where]}
+        behind, times = [], set(moments)
         if after is not None:
-            those = {"$and": [those, _mql.behind(sort, after)]}
-        order = {"c": _direction(sort), "o": _direction(sort)}
-        rows = await self._find(those, SHOWN, order, limit, TIME_INDEX)
+            behind, times = [_mql.behind(sort, after)], times | {created_of(after)}
+        asked = {"$and": [{"deleted": False, "c": {"$in": list(times)}}, where, *behind]}
+        rows = await self._rows(asked, {"c": _direction(sort), "o": _direction(sort)}, limit, TIME_INDEX)
         return rows if len(rows) == limit or len(moments) < limit else None
 
+    async def _rows(self, where: Row, order: dict[str, int], limit: int, index: str | None = None) -> list[Row]:
+        return [{**row, "place": row["o"]} for row in await self._find(where, SHOWN, order, limit, index)]
+
     async def _find(
-        self, where: Row, shown: Row, order: dict[str, int], limit: int, index: str | None = None, seconds: float = SECONDS
+        self, where: Row, shown: Row, order: dict[str, int], limit: int, index: str | None, seconds: float = SECONDS
     ) -> list[Row]:
         datafiles = await self._datafiles()
         found = datafiles.find(where, shown, limit=limit, batch_size=limit, hint=index, max_time_ms=round(seconds * 1000))
-        rows = await (found.sort(order) if order else found).to_list()
-        for row in rows:
-            row["place"] = row.get("o")
-        return rows
+        return await (found.sort(order) if order else found).to_list()
+
+
+def _later(sort: SortKey, after: Any) -> list[Row]:
+    """That it comes after the moment at which the page before ended."""
+    return [] if after is None else [{"c": {"$lt" if sort.descending else "$gt": created_of(after)}}]
 
 
 def _in_order(rows: list[Row], sort: SortKey) -> list[Row]:
@@ -128,11 +138,3 @@ def _in_order(rows: list[Row], sort: SortKey) -> list[Row]:
 
 def _direction(sort: SortKey) -> int:
     return -1 if sort.descending else 1
-
-
-def _behind(keys: list[Row], after: Any, sort: SortKey) -> list[int]:
-    """The times that are not before the beginning of the page."""
-    if after is None:
-        return [key["c"] for key in keys]
-    start = created_of(after)
-    return [key["c"] for key in keys if (key["c"] <= start if sort.descending else key["c"] >= start)]

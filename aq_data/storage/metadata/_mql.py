@@ -45,7 +45,7 @@ __all__ = [
     "cursor_of",
     "distinct_pipeline",
     "distinct_snapshots_pipeline",
-    "field_in",
+    "fields_in",
     "is_covered",
     "is_exact",
     "is_indexed",
@@ -114,12 +114,7 @@ def is_indexed(node: Node) -> bool:
 
 def is_covered(where: dict[str, Any]) -> bool:
     """Whether the index of terms can tell how many match without a look at a document: one field decides."""
-    return len(_fields_in(where)) == 1
-
-
-def field_in(where: dict[str, Any]) -> str:
-    """The field that decides, where it is one; else some."""
-    return min(_fields_in(where))
+    return len(fields_in(where)) == 1
 
 
 def is_point(where: dict[str, Any]) -> bool:
@@ -145,11 +140,12 @@ def by_day(where: Any) -> Any:
     }
 
 
-def _fields_in(where: Any) -> set[str]:
+def fields_in(where: Any) -> frozenset[str]:
+    """The fields that decide."""
     if isinstance(where, list):
-        return set().union(*map(_fields_in, where))
-    nested = [_fields_in(value) for key, value in where.items() if key.startswith("$")]
-    return {key for key in where if not key.startswith("$")}.union(*nested)
+        return frozenset().union(*map(fields_in, where))
+    nested = [fields_in(value) for key, value in where.items() if key.startswith("$")]
+    return frozenset(key for key in where if not key.startswith("$")).union(*nested)
 
 
 def selection(node: Node, include_deleted: bool, shared: Shared = NO_SNAPSHOTS) -> dict[str, Any]:
