@@ -814,6 +814,23 @@ class MetadataStoreTests:
 
         within(open_store, body)
 
+    @pytest.mark.parametrize("other", [{"name": "n1"}, {"comment": ""}, {"$text": "n1"}, {"name": {"$gte": "n0"}}], ids=str)
+    def test_the_cursor_of_another_filter_is_refused(self, open_store, plan, other):
+        """It has the total of that one; the filter it came from may be asked again, in words that mean the same tree."""
+
+        async def body(store):
+            await insert_all(store, [record(name=f"n{i}") for i in range(3)])
+            plan()
+            sort = parse_sort("name")
+            cursor = (await store.search(parse_filter({"name": {"$gte": "n"}}), sort, 1, None)).cursor
+            assert len((await store.search(parse_filter({"name": {"$gte": "n"}}), sort, 1, cursor)).documents) == 1
+            for node, include_deleted in ((parse_filter(other), False), (parse_filter({"name": {"$gte": "n"}}), True)):
+                with pytest.raises(QueryError, match="another filter") as caught:
+                    await store.search(node, sort, 1, cursor, include_deleted)
+                assert caught.value.code == "bad_cursor"
+
+        within(open_store, body)
+
     def test_tombstones_are_found_only_when_asked_for(self, open_store, plan):
         alive, dead = record(name="same"), record(name="same")
 

@@ -30,6 +30,7 @@ from aq_data.models.query import parse_filter
 from aq_data.models.stores import DEFAULT_STORE
 from aq_data.storage.metadata import _mongo_lookups, _mongo_questions, _mongo_snapshots
 from aq_data.storage.metadata._mongo_records import SCHEMA_VERSION
+from aq_data.storage.metadata.cursors import Cursor, mark_of
 from aq_data.storage.metadata.mongo import MongoStore
 from aq_data.storage.metadata.sqlite import SqliteStore
 
@@ -154,8 +155,9 @@ def test_a_forged_cursor_of_a_path_in_snapshots_is_refused(open_store):
     async def body(store):
         await insert_all(store, [record(instruments=large(power={"value": i})) for i in range(4)])
         page = await store.search(parse_filter({}), sort, 2, None)
-        good = _mongo_questions.Cursor.decode(page.cursor, sort, str)
-        forged = type(good)((good.key[0], "text"), good.tie, good.total, good.total_is_exact).encode(sort)
+        mark = mark_of(parse_filter({}), False)
+        good = Cursor.decode(page.cursor, sort, mark, str)
+        forged = Cursor((good.key[0], "text"), good.tie, good.total, good.total_is_exact).encode(sort, mark)
         with pytest.raises(QueryError) as caught:
             await store.search(parse_filter({}), sort, 2, forged)
         assert caught.value.code == "bad_cursor"

@@ -37,7 +37,7 @@ from aq_data.storage.metadata._mongo_records import TIME_INDEX, created_of, fiel
 from aq_data.storage.metadata._mongo_snapshots import Snapshots
 from aq_data.storage.metadata._mongo_times import ByTime
 from aq_data.storage.metadata._shared import Shared, grouped, is_in_instruments
-from aq_data.storage.metadata.cursors import Cursor
+from aq_data.storage.metadata.cursors import Cursor, mark_of
 from aq_data.storage.metadata.store import Page
 
 __all__ = ["EXACT_TOTAL", "Questions"]
@@ -109,7 +109,8 @@ class Questions:
         self._size, self._middle, self._surveyed_at = 0, 0, float("-inf")
 
     async def search(self, node: Node, sort: SortKey, limit: int, cursor: str | None, include_deleted: bool) -> Page:
-        start = Cursor.decode(cursor, sort, str) if cursor is not None else None
+        mark = mark_of(node, include_deleted)
+        start = Cursor.decode(cursor, sort, mark, str) if cursor is not None else None
         after = _mql.place_of(start, sort) if start else None
 
         async def page(asked: Asked) -> Page:
@@ -119,7 +120,7 @@ class Questions:
                 total, is_exact = start.total, start.total_is_exact
                 rows = await self._rows(asked, sort, after, limit + 1, total) if limit else []
             more = len(rows) > limit
-            following = _mql.cursor_of(rows[limit - 1], sort, total, is_exact).encode(sort) if more else None
+            following = _mql.cursor_of(rows[limit - 1], sort, total, is_exact).encode(sort, mark) if more else None
             await self._parts.fill(rows[:limit])
             return Page(await self._snapshots.joined(rows[:limit]), total, is_exact, following)
 

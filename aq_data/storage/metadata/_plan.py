@@ -20,7 +20,7 @@ from aq_data.models.units import QUANTITY
 from aq_data.storage.metadata._catalog import Catalog, Path
 from aq_data.storage.metadata._order import BUDGET, ENDLESS, EXACT_TOTAL, Order, Plain, fetch, number
 from aq_data.storage.metadata._sql import Compiler, Range, Statement
-from aq_data.storage.metadata.cursors import Cursor
+from aq_data.storage.metadata.cursors import Cursor, mark_of
 from aq_data.storage.metadata.store import Page
 
 __all__ = ["Question"]
@@ -42,7 +42,7 @@ class Question:
         self._connection = connection
         self._catalog = Catalog(connection)
         self._compiler = Compiler(self._catalog, hand, include_deleted)
-        self._include_deleted = include_deleted
+        self._include_deleted, self._mark = include_deleted, mark_of(node, include_deleted)
         self._check_dimensions(node)
         self._node = self._ordered(node)
 
@@ -62,7 +62,7 @@ class Question:
         cursor = None
         if more:
             rank, value, seq = rows[limit - 1]
-            cursor = Cursor((rank, value), seq, total, is_exact).encode(sort)
+            cursor = Cursor((rank, value), seq, total, is_exact).encode(sort, self._mark)
         return Page(self._documents([seq for _, _, seq in rows[:limit]]), total, is_exact, cursor)
 
     def count(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,10 @@ import msgspec
 
 from aq_data.errors import QueryError
 from aq_data.models.paths import SortKey
+from aq_data.models.query import Node
 from aq_data.models.terms import KIND_ORDER, pack_key, unpack_key
 
-__all__ = ["Cursor"]
+__all__ = ["Cursor", "mark_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +29,18 @@ class Cursor:
     total: int
     total_is_exact: bool
 
-    def encode(self, sort: SortKey) -> str:
-        """Base64 text that also names the sort it belongs to."""
-        parts = [sort.path, sort.descending, pack_key(self.key), self.tie, self.total, self.total_is_exact]
+    def encode(self, sort: SortKey, filter: str) -> str:
+        """Base64 text that also names the sort and the filter (as of `mark_of`) it belongs to."""
+        parts = [sort.path, sort.descending, pack_key(self.key), self.tie, self.total, self.total_is_exact, filter]
         return base64.urlsafe_b64encode(msgspec.json.encode(parts)).decode("ascii").rstrip("=")
 
     @classmethod
-    def decode(cls, text: str, sort: SortKey, tie: type[int] | type[str]) -> Cursor:
-        """QueryError (`bad_cursor`) unless `text` was made by `encode` for the same sort, with a `tie` of that type."""
+    def decode(cls, text: str, sort: SortKey, filter: str, tie: type[int] | type[str]) -> Cursor:
+        """QueryError (`bad_cursor`) unless `text` was made by `encode` for the same search, with a `tie` of that type."""
         try:
             raw = base64.urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
-            path, descending, key, place, total, is_exact = msgspec.json.decode(
-                raw, type=tuple[str, bool, str, int | str, int, bool]
+            path, descending, key, place, total, is_exact, asked = msgspec.json.decode(
+                raw, type=tuple[str, bool, str, int | str, int, bool, str]
             )
             cursor = cls(unpack_key(key), place, total, is_exact)
         except (ValueError, IndexError, msgspec.DecodeError) as exc:
@@ -50,4 +52,11 @@ class Cursor:
             raise QueryError("the cursor is not one that this server gave", code="bad_cursor")
         if (path, descending) != (sort.path, sort.descending) or not (is_number or isinstance(place, str)) or total < 0:
             raise QueryError("the cursor belongs to another sort; repeat the search it came from", code="bad_cursor")
+        if asked != filter:
+            raise QueryError("the cursor belongs to another filter; repeat the search it came from", code="bad_cursor")
         return cursor
+
+
+def mark_of(node: Node, include_deleted: bool) -> str:
+    """What tells a filter from every other."""
+    return hashlib.blake2b(repr((node, include_deleted)).encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()

@@ -41,7 +41,7 @@ from aq_data.storage.metadata._snapshots import put_apart
 from aq_data.storage.metadata._stores import change_store, take_lease
 from aq_data.storage.metadata._sweeps import SqliteSweeps
 from aq_data.storage.metadata._tokens import add_token, find_token, read_tokens, revoke_token
-from aq_data.storage.metadata.cursors import Cursor
+from aq_data.storage.metadata.cursors import Cursor, mark_of
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.store import MetadataStore, Page, Token
 from aq_data.storage.metadata.sweeplog import SweepLog
@@ -271,7 +271,7 @@ class SqliteStore(MetadataStore):
         return await self.read(lambda connection: changes_before(connection, id, before, limit))
 
     async def search(self, node: Node, sort: SortKey, limit: int, cursor: str | None, include_deleted: bool = False) -> Page:
-        start = Cursor.decode(cursor, sort, int) if cursor is not None else None
+        start = Cursor.decode(cursor, sort, mark_of(node, include_deleted), int) if cursor is not None else None
         return await self._ask(node, lambda question: question.page(sort, limit, start), include_deleted)
 
     async def count(self, node: Node) -> int:
