@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import uuid
+from contextlib import contextmanager
 
 import bson.errors
 import pymongo
 import pymongo.errors
+import pymongo.monitoring
 import pytest
 from metadata_suite import (
     EVERYTHING,
@@ -437,6 +439,34 @@ def stages(plan):
     return found
 
 
+class _Commands(pymongo.monitoring.CommandListener):
+    """Hears every command of clients that are made after it was registered, which is for good."""
+
+    heard: list[dict[str, object]] | None = None
+
+    def started(self, event):
+        if self.heard is not None:
+            self.heard.append(dict(event.command))
+
+    def succeeded(self, event): ...
+
+    def failed(self, event): ...
+
+
+_COMMANDS = _Commands()
+pymongo.monitoring.register(_COMMANDS)
+
+
+@contextmanager
+def commands_to(heard):
+    """What is sent meanwhile."""
+    _COMMANDS.heard = heard
+    try:
+        yield
+    finally:
+        _COMMANDS.heard = None
+
+
 @pytest.fixture(scope="module")
 def filled(mongo):
     name = f"test-{uuid.uuid4().hex[:12]}"
@@ -444,7 +474,15 @@ def filled(mongo):
         record(
             name=f"n{i:03}",
             created_at=f"2026-{1 + i // 50:02}-{1 + i % 25:02}T08:00:00.000000Z",
-            metadata={"chip": f"C{i % 50}", "power": i - 30, "odd": i % 2, "log": [i, i + 1]},
+            measured_at=f"2026-{1 + i // 50:02}-{1 + i % 25:02}",
+            metadata={
+                "chip": f"C{i % 50}",
+                "power": i - 30,
+                "odd": i % 2,
+                "log": [i, i + 1],
+                "at": {"$date": f"2026-{1 + i % 12:02}-01"},
+                "bath": {"value": i, "unit": "mK"},
+            },
         )
         for i in range(600)
     ]
@@ -506,6 +544,41 @@ class TestIndexes:
         assert [index for stage, index in found if stage == "IXSCAN"] == [_mql.sort_index(parse_sort(sort))]
         statistics = plan.get("executionStats") or plan["stages"][0]["$cursor"]["executionStats"]
         assert statistics["totalDocsExamined"] <= 21
+
+    @pytest.mark.services
+    @pytest.mark.parametrize("are_many", [False, True], ids=["few", "many"])
+    @pytest.mark.parametrize(
+        "query",
+        [
+            {"chip": "C7"}, {"chip": {"$in": ["C7", "C9"]}}, {"$text": "n011"}, {"name": {"$regex": "^n01"}}, {"log": 5},
+            {"power": {"$gte": 0, "$lt": 20}}, {"at": {"$gte": {"$date": "2026-03-01"}}}, {"bath.value": {"$lt": "30 mK"}},
+            {"measured_at": {"$gte": "2026-02-01", "$lt": "2026-03-01"}}, {"power": {"$lt": 100}, "chip": "C7"},
+            {"odd": 1, "chip": {"$in": ["C7", "C8"]}}, {"odd": 1, "power": {"$gte": 0}}, {"chip": "C7", "odd": {"$ne": 1}},
+            {"$or": [{"chip": "C7"}, {"power": 3}]}, {}, {"chip": {"$ne": "C7"}},
+        ],
+        ids=str,
+    )  # fmt: skip
+    def test_no_command_of_a_fast_question_reads_the_whole_collection(self, filled, mongo, monkeypatch, query, are_many):
+        """Whatever the store sends for two pages: totals, times, documents."""
+        if are_many:
+            monkeypatch.setattr(_mongo_questions, "MOMENTS", 5)
+        sent: list[dict[str, object]] = []
+        node, sort = parse_filter(query), parse_sort("-created_at")
+
+        async def body(store):
+            page = await store.search(node, sort, 5, None)
+            await store.search(node, sort, 5, page.cursor)
+
+        with commands_to(sent):
+            within(lambda _: MongoStore(mongo, filled.name), body)
+        questions = [one for one in sent if {"find", "aggregate", "count"} & one.keys() and "datafiles" in one.values()]
+        assert len(questions) >= 2
+        for one in questions:
+            asked = {key: value for key, value in one.items() if key not in ("lsid", "$db", "$clusterTime", "maxTimeMS")}
+            plan = filled.command({"explain": asked, "verbosity": "queryPlanner"})
+            found = stages(plan)
+            assert "COLLSCAN" not in {stage for stage, _ in found}, asked
+            assert {"IXSCAN", "COUNT_SCAN", "RECORD_STORE_FAST_COUNT", "EOF"} & {stage for stage, _ in found}, found
 
     @pytest.mark.services
     @pytest.mark.parametrize("sort", BY_TIME)
