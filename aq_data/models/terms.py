@@ -100,7 +100,7 @@ def _microseconds(text: str, path: str) -> int:
     try:
         instant = parse_instant(text, path)
     except ValidationError as exc:
-        raise QueryError(f"{path}: {exc}") from exc
+        raise QueryError(str(exc)) from exc
     delta = instant - datetime(1970, 1, 1, tzinfo=UTC)
     return (delta.days * 86400 + delta.seconds) * 1_000_000 + delta.microseconds
 

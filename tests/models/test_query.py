@@ -85,6 +85,12 @@ def test_an_operand_of_the_wrong_type_is_refused(query):
     assert len(str(caught.value)) < 700
 
 
+@pytest.mark.parametrize("query", [{"measured_at": "yesterday"}, {"measured_at": {"$in": [{"$date": "yesterday"}]}}])
+def test_a_bad_date_is_named_once(query):
+    with pytest.raises(QueryError, match="^measured_at: 'yesterday' is not an ISO 8601 date"):
+        parse_filter(query)
+
+
 def nested(levels: int, kind: str) -> dict[str, Any]:
     query: dict[str, Any] = {"a": 1}
     for _ in range(levels):
