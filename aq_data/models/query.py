@@ -17,7 +17,7 @@ A tree speaks of a document's terms (`models.terms`), texts and words: stores co
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -44,6 +44,7 @@ __all__ = [
     "looked_for",
     "nodes_of",
     "parse_filter",
+    "quantities_of",
 ]
 
 MAX_DEPTH = 12
@@ -140,6 +141,19 @@ def nodes_of(node: Node) -> Iterator[Node]:
             yield from nodes_of(child)
     elif isinstance(node, Not):
         yield from nodes_of(node.child)
+
+
+def quantities_of(node: Node) -> Iterator[Compare]:
+    """Every comparison with a quantity, those inside of elements at the path that their values have in a document.
+
+    Left out are elements of a list within a list, whose values have none there.
+    """
+    for one in nodes_of(node):
+        if isinstance(one, Compare) and one.kind.startswith(QUANTITY):
+            yield one
+        elif isinstance(one, Element) and one.path != ELEMENT:
+            for inner in quantities_of(one.child):
+                yield replace(inner, path=one.path + inner.path.removeprefix(ELEMENT))
 
 
 def check_dimension(node: Compare, kinds: Iterable[str]) -> None:

@@ -21,7 +21,7 @@ from aq_data.errors import ConflictError, QueryError, UnavailableError
 from aq_data.models.datafile import DataFile, make_id
 from aq_data.models.matching import Facts, matches
 from aq_data.models.paths import SortKey, parse_path, parse_sort
-from aq_data.models.query import Compare, check_dimension, nodes_of, parse_filter
+from aq_data.models.query import check_dimension, parse_filter, quantities_of
 from aq_data.models.snapshots import separated
 from aq_data.models.stores import AddedStore
 from aq_data.models.terms import comparable, sort_key
@@ -102,9 +102,8 @@ def is_refused(records: list[Record], query: Any) -> bool:
     """Whether quantities are asked for in a dimension that no record has, where some have another."""
     kinds = {(term.path, term.kind) for one in records for term in facts_of(one).terms}
     try:
-        for node in nodes_of(parse_filter(query)):
-            if isinstance(node, Compare):
-                check_dimension(node, [kind for path, kind in kinds if path == node.path])
+        for node in quantities_of(parse_filter(query)):
+            check_dimension(node, [kind for path, kind in kinds if path == node.path])
     except QueryError:
         return True
     return False
@@ -715,6 +714,26 @@ class MetadataStoreTests:
                     assert (ids_of(page), page.total) == (expected, len(expected)), query
                     assert await pages(store, query, parse_sort(text), 1, plan) == expected, query
                     assert await store.count(parse_filter(query)) == len(expected), query
+
+        within(open_store, body)
+
+    def test_another_dimension_is_refused_inside_of_elements_too(self, open_store):
+        """As at the same path outside; but in a list within a list, whose values have no path, nothing is known of it."""
+        volts, kelvins = {"value": 1, "unit": "V"}, {"value": 1, "unit": "mK"}
+        listed = [{"ch": [volts, {"sub": [volts]}, [kelvins]]}, {"ch": []}]
+        records = [record(metadata=metadata) for metadata in listed]
+        cold, low = {"value": {"$lt": "2 mK"}}, {"value": {"$lt": "2 V"}}
+
+        async def body(store):
+            await insert_all(store, records)
+            for refused in (cold, {"$nor": [cold]}, {"value": {"$not": cold["value"]}}, {"sub": {"$elemMatch": cold}}):
+                assert is_refused(records, {"ch": {"$elemMatch": refused}})
+                await assert_refused(store, {"ch": {"$elemMatch": refused}})
+            for taken in (low, {"sub": {"$elemMatch": low}}, {"$elemMatch": cold}, {"$elemMatch": low}):
+                query = {"ch": {"$elemMatch": taken}}
+                page = await store.search(parse_filter(query), BY_SAVING, 10, None)
+                assert ids_of(page) == expected_ids(records, query, BY_SAVING), query
+                assert bool(ids_of(page)) == (taken != {"$elemMatch": low}), query
 
         within(open_store, body)
 

@@ -26,9 +26,8 @@ from pymongo.errors import ExecutionTimeout, OperationFailure
 
 from aq_data.errors import CorruptionError, QueryError
 from aq_data.models.paths import SortKey
-from aq_data.models.query import Compare, Node, check_dimension, nodes_of
+from aq_data.models.query import Node, check_dimension, quantities_of
 from aq_data.models.terms import Kind
-from aq_data.models.units import QUANTITY
 from aq_data.storage.metadata import _mql
 from aq_data.storage.metadata._mongo_border import border
 from aq_data.storage.metadata._mongo_lookups import Lookups, facts_of
@@ -162,7 +161,7 @@ class Questions:
             )
 
     async def _check_dimensions(self, node: Node) -> None:
-        asked = [one for one in nodes_of(node) if isinstance(one, Compare) and one.kind.startswith(QUANTITY)]
+        asked = list(quantities_of(node))
         if asked:
             kinds = await self._collection("kinds")
             rows = await kinds.find({"path": {"$in": [one.path for one in asked]}}).to_list()

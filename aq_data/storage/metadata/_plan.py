@@ -13,7 +13,7 @@ import msgspec
 
 from aq_data.models.matching import outside
 from aq_data.models.paths import SortKey
-from aq_data.models.query import All, AnyOf, Compare, Element, Exists, Match, Node, Not, check_dimension, nodes_of
+from aq_data.models.query import All, AnyOf, Compare, Element, Exists, Match, Node, Not, check_dimension, quantities_of
 from aq_data.models.snapshots import joined_json
 from aq_data.models.terms import KIND_ORDER
 from aq_data.models.units import QUANTITY
@@ -195,9 +195,8 @@ class Question:
     # --- which way ------------------------------------------------------------------------------------------------------
 
     def _check_dimensions(self, node: Node) -> None:
-        for one in nodes_of(node):
-            if isinstance(one, Compare):
-                check_dimension(one, [path.kind for path in self._catalog.paths(one.path)])
+        for one in quantities_of(node):
+            check_dimension(one, [path.kind for path in self._catalog.paths(one.path)])
 
     def _ordered(self, node: Node) -> Plain:
         """Conjunctions with their smallest set first, by which they are then found."""
