@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -47,23 +49,38 @@ class Facts:
         return document_words(self.document) if isinstance(self.document, Mapping) else frozenset()
 
 
-def matches(node: Node, facts: Facts) -> bool:
-    """Whether the document is matched."""
+def matches(node: Node, facts: Facts, end: float = math.inf) -> bool:
+    """Whether the document is matched.
+
+    TimeoutError after `end` (of `time.monotonic`), which is looked at before each element of a list and each text.
+    QueryError for a text that is too long for a pattern.
+    """
+    _check_time(end)
     if isinstance(node, All):
-        return all(matches(child, facts) for child in node.children)
+        return all(matches(child, facts, end) for child in node.children)
     if isinstance(node, AnyOf):
-        return any(matches(child, facts) for child in node.children)
+        return any(matches(child, facts, end) for child in node.children)
     if isinstance(node, Not):
-        return not matches(node.child, facts)
+        return not matches(node.child, facts, end)
     if isinstance(node, Exists):
         return any(term.path == node.path for term in facts.terms)
     if isinstance(node, Match):
-        return any(found_in(node.pattern, text) for text in facts.texts(node.path))
+        return any(_found_in_time(node, text, end) for text in facts.texts(node.path))
     if isinstance(node, Element):
-        return any(matches(node.child, Facts.of_element(item)) for item in facts.elements(node.path))
+        return any(matches(node.child, Facts.of_element(item), end) for item in facts.elements(node.path))
     if isinstance(node, Compare):
         return any(t.path == node.path and t.kind == node.kind and _holds(t.value, node.op, node.value) for t in facts.terms)
     return all(any(word.startswith(wanted) for word in facts.words) for wanted in node.words)
+
+
+def _found_in_time(node: Match, text: str, end: float) -> bool:
+    _check_time(end)
+    return found_in(node.pattern, text)
+
+
+def _check_time(end: float) -> None:
+    if time.monotonic() > end:
+        raise TimeoutError
 
 
 def outside(node: Node, path: str) -> Node:

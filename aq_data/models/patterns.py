@@ -9,9 +9,10 @@ ignores case.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from aq_data.errors import QueryError
 
@@ -19,6 +20,10 @@ __all__ = ["MAX_PATTERN", "Pattern", "found_in", "parse_pattern"]
 
 MAX_PATTERN = 200
 """Characters of a pattern."""
+MAX_WORK = 500_000_000
+"""Instructions of a compiled pattern times bytes of a text. RE2 cannot be interrupted: at worst it follows all instructions
+at every byte, which takes up to 5 ns for each (measured), so that no search takes more than some seconds. `flux.*q3` has 18
+instructions, `\\pL` 1200: the longest text that a document can hold is searched for up to 29."""
 
 _SPACE = r"\t\n\f\r "
 _SAME = set("dDwWbAtnfr")  # escapes that both dialects read alike; of `\B` RE2 has one inside every "é"
@@ -51,16 +56,31 @@ def parse_pattern(text: str, where: str) -> Pattern:
 
 
 def found_in(pattern: Pattern, text: str) -> bool:
-    """Whether the pattern is found anywhere in the text."""
-    return _compiled(pattern.text).search(text) is not None
+    """Whether the pattern is found anywhere in the text. QueryError when to look for it might take more than `MAX_WORK`."""
+    encoded = text.encode()
+    compiled = _compiled(pattern.text)
+    if len(encoded) > compiled.longest:
+        raise QueryError(
+            f"$regex {pattern.text!r} might take too long on a text of {len(encoded)} bytes, more than {compiled.longest}; "
+            "write it with fewer repetitions and classes, or narrow the query with an equality or a range",
+            operator="$regex",
+        )
+    return compiled.search(encoded) is not None
+
+
+class _Compiled(NamedTuple):
+    search: Callable[[bytes], Any]
+    longest: int
 
 
 @lru_cache(256)
-def _compiled(text: str) -> Any:
+def _compiled(text: str) -> _Compiled:
     options = _re2().Options()
     options.log_errors = False
     options.max_mem = 1 << 20
-    return _re2().compile(text, options)
+    options.never_capture = True  # nobody asks for groups, which would take a multiple of the time
+    compiled = _re2().compile(text, options)
+    return _Compiled(compiled.search, MAX_WORK // compiled.programsize)
 
 
 @lru_cache(1)

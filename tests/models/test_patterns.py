@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import time
 
@@ -146,11 +147,30 @@ def test_any_text_is_a_pattern_or_a_refusal(pattern):
      "(?i)(é|e)*$", "[^b]*[^c]*[^d]*$"],
 )  # fmt: skip
 def test_a_hostile_pattern_takes_linear_time(pattern):
-    """Those over which a backtracking engine would sit for the age of the universe, over a megabyte."""
+    """Those over which a backtracking engine would sit for the age of the universe, over a third of a megabyte."""
     found = parse_pattern(pattern, "a")
     began = time.perf_counter()
-    found_in(found, "a" * 1_000_000 + "!")
+    found_in(found, "a" * 300_000 + "!")
     assert time.perf_counter() - began < 2
+
+
+def test_a_text_that_a_pattern_might_take_too_long_on_is_refused():
+    """RE2 cannot be interrupted: this would take half a minute. A shorter text is searched."""
+    found = parse_pattern("(?s)[a-q][^u-z]{300}x", "a")
+    text = "".join(random.Random(1).choices("abcdefghijklmnopqrst", k=15_500_000))
+    began = time.perf_counter()
+    with pytest.raises(QueryError, match="might take too long on a text of 15500000 bytes") as caught:
+        found_in(found, text)
+    assert time.perf_counter() - began < 5
+    assert caught.value.details["operator"] == "$regex"
+    assert not found_in(found, text[:75_000])
+    assert found_in(found, text[:75_000] + "x")
+
+
+@pytest.mark.parametrize("pattern", ["flux.*q3", "(?i)FLUX", r"(?i)\bflux: (résonator )?q[0-9]$", "^[a-z ]+:.*q3$"])
+def test_a_simple_pattern_is_found_at_the_end_of_the_longest_text(pattern):
+    """Of sixteen megabytes, as much as a document has."""
+    assert found_in(parse_pattern(pattern, "a"), "y" * ((16 << 20) - 20) + " flux: résonator q3")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import itertools
+import random
 import sqlite3
+import time
 from collections import Counter
 
 import msgspec
@@ -27,14 +29,17 @@ from metadata_suite import (
     within,
 )
 
-from aq_data.errors import AqDataError, ConfigError, StorageError, UnavailableError
+from aq_data.errors import AqDataError, ConfigError, QueryError, StorageError, UnavailableError
 from aq_data.models.paths import parse_sort
 from aq_data.models.query import parse_filter
 from aq_data.models.terms import KIND_ORDER
-from aq_data.storage.metadata import _connection, _counts, _generations, _order, _plan
+from aq_data.storage.metadata import _connection, _counts, _generations, _order, _plan, sqlite
 from aq_data.storage.metadata._connection import translate
 from aq_data.storage.metadata.record import Record
 from aq_data.storage.metadata.sqlite import SqliteStore
+
+SLOW = "(?s)[a-q][^u-z]{300}x"
+"""Takes a tenth of a second on 75 kB."""
 
 
 def plan_of(name, monkeypatch):
@@ -353,6 +358,46 @@ def test_a_failed_insert_in_a_shared_commit_harms_no_other(open_store):
         assert all(isinstance(answer, UnavailableError) for answer in answers[1::2])
         for i in range(30):
             assert await store.count(parse_filter({f"only{i}": i})) == 1
+
+    within(open_store, body)
+
+
+# --- time ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("condition", [{"$regex": SLOW}, {"$elemMatch": {"$regex": SLOW}}])
+def test_one_document_with_many_texts_ends_with_its_time(open_store, monkeypatch, condition):
+    """It would take ten seconds and more."""
+    monkeypatch.setattr(sqlite, "QUERY_SECONDS", 0.3)
+    text = "".join(random.Random(1).choices("abcdefghijklmnopqrst", k=75_000))
+
+    async def body(store):
+        await store.insert(record(metadata={"a": [f"{text}{i}" for i in range(100)]}))
+        began = time.monotonic()
+        with pytest.raises(QueryError, match=r"took longer than 0\.3 s"):
+            await store.count(parse_filter({"a": condition}))
+        assert time.monotonic() - began < 5
+
+    within(open_store, body)
+
+
+@pytest.mark.parametrize("metadata", [{"a": "a" * 500_000}, {"a": ["b", "a" * 500_000]}])
+def test_a_text_that_is_too_long_for_its_pattern_is_refused_by_every_question(open_store, metadata):
+    """Not as a failure of the database, and not as one that does not match; other patterns are looked for."""
+    records = [record(name="n0"), record(metadata=metadata), record(metadata={"a": "c"})]
+
+    async def body(store):
+        await insert_all(store, records)
+        for refused in ({"a": {"$regex": SLOW}}, {"a": {"$not": {"$regex": SLOW}}}):
+            for question in (
+                store.count(parse_filter(refused)),
+                store.search(parse_filter(refused), parse_sort("a"), 10, None),
+                store.distinct("metadata.a", parse_filter(refused), 10),
+            ):
+                with pytest.raises(QueryError, match="might take too long on a text of 500000 bytes"):
+                    await question
+        assert await store.count(parse_filter({"a": {"$regex": "a+$"}})) == 1
+        assert await store.count(parse_filter({"a": {"$regex": SLOW}, "name": "n0"})) == 0
 
     within(open_store, body)
 

@@ -7,6 +7,7 @@ in batches, each by asking the snapshots of that batch alone.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -64,7 +65,8 @@ class Lookups:
         return shared
 
     async def judged(self, node: Node, shared: Shared, rows: Sequence[Row], seconds: float) -> list[Row]:
-        """Those of the rows (document, snapshot) that match."""
+        """Those of the rows (document, snapshot) that match. TimeoutError when it takes longer."""
+        end = time.monotonic() + seconds
         having = {row["snapshot"] for row in rows if "snapshot" in row}
         known: dict[Node, frozenset[str]] = {}
         for part, hashes in shared.items():
@@ -75,9 +77,10 @@ class Lookups:
 
         def is_match(row: Row) -> bool:
             hash = row.get("snapshot")
-            return holds(node, facts_of(row), {part: hash in hashes for part, hashes in known.items()})
+            return holds(node, facts_of(row), {part: hash in hashes for part, hashes in known.items()}, end)
 
-        return [row for row in rows if is_match(row)]
+        # Other questions are answered meanwhile: to look for a pattern in a long text may take seconds.
+        return await asyncio.to_thread(lambda: [row for row in rows if is_match(row)])
 
 
 def facts_of(row: Row) -> Facts:

@@ -445,7 +445,7 @@ def _asking() -> Iterator[None]:
     with border():
         try:
             yield
-        except ExecutionTimeout as exc:
+        except (ExecutionTimeout, TimeoutError) as exc:  # of MongoDB, or of what is judged here
             raise _too_long() from exc
         except OperationFailure as exc:
             if exc.code != REGEX_GAVE_UP:

@@ -165,7 +165,10 @@ class Snapshots:
     async def matching(
         self, node: Node, limit: int | None, seconds: float, among: Collection[str] | None = None
     ) -> set[str] | None:
-        """The hashes of those that match a part of a filter, of all or `among` some; None for more than about `limit`."""
+        """The hashes of those that match a part of a filter, of all or `among` some; None for more than about `limit`.
+
+        TimeoutError when to judge them takes longer.
+        """
         if isinstance(node, (All, AnyOf)):
             groups = _by_path(node)
             found = await asyncio.gather(*(self.matching(one, limit, seconds, among) for one in groups if one != node))
@@ -189,9 +192,10 @@ class Snapshots:
         if wide is None:
             return None
         judged: set[str] = set()
+        end = time.monotonic() + seconds
         for hash in wide:  # one by one: each may be large
             content = (await self.contents([hash])).get(hash)
-            if content is not None and matches(node, Facts(snapshot_document(content))):
+            if content is not None and await asyncio.to_thread(_is_match, node, content, end):
                 judged.add(hash)
         return judged
 
@@ -302,6 +306,10 @@ class Snapshots:
             hash, mark, _ = row["_id"].split("/")
             if await snapshots.find_one({"_id": hash, "$or": [{"ready": mark}, {"fillers": mark}]}, {"_id": 1}) is None:
                 await terms.delete_one({"_id": row["_id"]})
+
+
+def _is_match(node: Node, content: bytes, end: float) -> bool:
+    return matches(node, Facts(snapshot_document(content)), end)
 
 
 def _in_store(store: str) -> Row:

@@ -62,14 +62,17 @@ def _is_condition(node: Node) -> bool:
     return not isinstance(node, (Not, Words)) and is_in_instruments(node.path)
 
 
-def holds(node: Node, facts: Facts, found: Mapping[Node, bool]) -> bool:
-    """Whether a document is matched: `facts` are of what is outside its snapshot, `found` says which parts are inside."""
+def holds(node: Node, facts: Facts, found: Mapping[Node, bool], end: float) -> bool:
+    """Whether a document is matched: `facts` are of what is outside its snapshot, `found` says which parts are inside.
+
+    Slow ones end as `matches` does.
+    """
     if found.get(node):
         return True
     if isinstance(node, All):
-        return all(holds(child, facts, found) for child in node.children)
+        return all(holds(child, facts, found, end) for child in node.children)
     if isinstance(node, AnyOf):
-        return any(holds(child, facts, found) for child in node.children)
+        return any(holds(child, facts, found, end) for child in node.children)
     if isinstance(node, Not):
-        return not holds(node.child, facts, found)
-    return matches(node, facts)
+        return not holds(node.child, facts, found, end)
+    return matches(node, facts, end)
