@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from aq_data.models.datafile import DATE_FIELDS, DataFile
+from aq_data.models.difference import is_object, members
 from aq_data.models.paths import parse_path, path_segments
 from aq_data.models.values import from_tagged, parse_instant, tag_of
 
@@ -36,20 +37,40 @@ def field_segments(field: str) -> list[str]:
 
 
 def projected(document: Mapping[str, Any], paths: Iterable[Sequence[str]]) -> dict[str, Any]:
-    """The document with nothing but its id and what stands at the paths."""
-    kept: dict[str, Any] = {"id": document["id"]}
-    for path in paths:
-        source: Any = document
-        for segment in path:
-            if not isinstance(source, dict) or segment not in source:
-                break
-            source = source[segment]
-        else:
-            target = kept
-            for segment in path[:-1]:
-                target = target.setdefault(segment, {})
-            target[path[-1]] = source
+    """The document with nothing but its id and what stands at the paths, where `cell_at` finds it as in the whole.
+
+    Of a list that a path enters every element keeps its position, as `{}` if it has nothing there. What no path finds
+    anything in is left out.
+    """
+    wanted: _Wanted = {"id": None}
+    for *above, last in paths:
+        at: _Wanted | None = wanted
+        for segment in above:
+            at = None if at is None else at.setdefault(segment, {})
+        if at is not None:  # else a shorter path asks for all of it
+            at[last] = None
+    kept: dict[str, Any] = _pruned(document, wanted)
     return kept
+
+
+_Wanted = dict[str, "_Wanted | None"]
+"""Keys with what is wanted below each; None is all."""
+
+
+def _pruned(value: Any, wanted: _Wanted) -> Any:
+    """What is wanted of a value; `{}` where it has none of it."""
+    if isinstance(value, list):
+        items = [{} if isinstance(item, list) else _pruned(item, wanted) for item in value]
+        return items if any(items) else {}
+    if not is_object(value):
+        return {}
+    inner, kept = members(value), {}
+    for key, below in wanted.items():
+        if below is None and key in inner:
+            kept[key] = inner[key]
+        elif below is not None and (found := _pruned(inner.get(key), below)):
+            kept[key] = found
+    return kept if tag_of(kept) is None else {"$literal": kept}  # a key left alone may look like a tag
 
 
 def cell_at(document: Mapping[str, Any], segments: Sequence[str]) -> Cell:

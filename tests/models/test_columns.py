@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aq_data.errors import QueryError
 from aq_data.models.columns import cell_at, column_type, field_segments, kinds, projected, typed_values
-from aq_data.models.values import from_tagged
+from aq_data.models.values import check_value, from_tagged, to_tagged
 
 DOCUMENT = {
     "id": "x",
@@ -75,6 +75,53 @@ def test_a_projection_keeps_the_id_and_the_paths():
         "metadata": {"chip": "C7"},
         "instruments": {"vna": {"settings": {"power": {"unit": "dBm"}}}},
     }
+
+
+def kept(*fields):
+    """What a projection leaves of the metadata."""
+    return projected(DOCUMENT, [field_segments(field) for field in fields]).get("metadata")
+
+
+def test_a_projection_enters_lists_and_keeps_positions():
+    """Fields of one list stay together in their element; one that has none of them is empty."""
+    assert kept("mixed.v") == {"mixed": [{"v": 1}, {}, {"v": [3]}, {}, {}]}
+    assert kept("mixed.w", "mixed.v") == {"mixed": [{"v": 1}, {}, {"v": [3]}, {}, {"w": 4}]}
+    assert kept("mixed.nothing", "list.x", "when.$date") is None
+    arrays = projected(DOCUMENT, [field_segments(field) for field in ("arrays.attrs.units", "arrays.name")])["arrays"]
+    assert arrays == [{"name": "iq", "attrs": {"units": "V"}}, {"name": "flux"}]
+
+
+def test_a_projection_enters_literals_and_makes_no_tagged_values():
+    """What looks like a tag is a key before and after, whether or not others are left beside it."""
+    assert kept("deep.$float.x") == {"deep": {"$literal": {"$float": {"x": 7}}}}
+    assert kept("literal.$date") == {"literal": DOCUMENT["metadata"]["literal"]}
+    assert projected({"id": "x", "m": {"$date": 1, "b": 2}}, [["m", "$date"]])["m"] == {"$literal": {"$date": 1}}
+
+
+def test_the_shorter_of_two_paths_asks_for_all():
+    for fields in (("mixed", "mixed.v"), ("mixed.v", "mixed")):
+        assert kept(*fields) == {"mixed": DOCUMENT["metadata"]["mixed"]}
+    assert projected(DOCUMENT, [["id", "x"]]) == {"id": "x"}
+
+
+KEYS = st.sampled_from(["a", "b", "$date", "$literal"])
+VALUES = st.recursive(
+    st.sampled_from([None, 0, "", "x", math.nan, b"1"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(KEYS, VALUES, max_size=3), st.lists(st.lists(KEYS, min_size=1, max_size=4), max_size=4))
+def test_a_projection_has_what_the_document_has(value, fields):
+    """Of any document, at every path asked for; and projected again it stays as it is."""
+    paths = [["m", *field] for field in fields]
+    document = {"id": "x", "other": 1, "m": to_tagged(value)}
+    pruned = projected(document, paths)
+    assert [cell_at(pruned, path) for path in paths] == [cell_at(document, path) for path in paths]
+    assert projected(pruned, paths) == pruned
+    assert pruned.keys() <= {"id", "m"}
+    check_value(pruned, "pruned")
 
 
 @pytest.mark.parametrize(

@@ -843,6 +843,18 @@ def test_fields_keep_what_is_asked_for(wire, crowd):
     assert item == {"id": crowd[4], "name": "crowd 4", "state": "complete", "metadata": {"i": 4, "third": 1}}
 
 
+def test_fields_enter_lists(wire):
+    """In the answer of a search and in that of many ids, as in a table of the same fields."""
+    lines = [{"gain": 1, "at": 5}, 2, {"gain": 3}, {"at": 6}]
+    id = save(wire, {"iq": CUBE, "t": CUBE}, metadata={"lines": lines})["id"]
+    fields = ["lines.gain", "arrays.name"]
+    (found,) = wire.post("/api/v1/search", json={"filter": {"id": id}, "fields": fields}).json()["items"]
+    (got,) = wire.post(f"{DATAFILES}/bulk/get", json={"ids": [id], "fields": fields}).json()["results"]
+    pruned = [{"gain": 1}, {}, {"gain": 3}, {}]
+    assert found == {"id": id, "metadata": {"lines": pruned}, "arrays": [{"name": "iq"}, {"name": "t"}]}
+    assert got["document"] == found
+
+
 def test_counts_and_distinct_values(wire, crowd):
     question = {"series": "crowd", "extra": {"$exists": False}}
     assert wire.post("/api/v1/search/count", json={"filter": question}).json() == {"count": 25}

@@ -12,6 +12,7 @@ import msgspec
 from aq_data.errors import AqDataError
 from aq_data.models.columns import field_segments, projected
 from aq_data.models.datafile import DataFile, NewDataFile
+from aq_data.models.difference import json_of
 from aq_data.models.structs import resolve
 from aq_server.service.datafiles import DataFiles
 from aq_server.service.growing import Growing
@@ -81,7 +82,7 @@ class Bulk:
 
         async def get(id: str) -> Outcome:
             document = await self._growing.present((await self._datafiles.get(id)).document)
-            return Outcome(document if paths is None else projected(msgspec.to_builtins(document), paths))
+            return Outcome(document if paths is None else projected(json_of(document), paths))
 
         return _outcomes(ids, HELD_TOGETHER, lambda _: None, get)
 
