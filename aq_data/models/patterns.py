@@ -43,15 +43,15 @@ class Pattern:
     prefix: str
 
 
-def parse_pattern(text: str, where: str) -> Pattern:
-    """The pattern; QueryError names the place and what is wrong with it."""
+def parse_pattern(text: str) -> Pattern:
+    """The pattern; QueryError names what is wrong with it."""
     if len(text) > MAX_PATTERN:
-        raise QueryError(f"{where}: a pattern has at most {MAX_PATTERN} characters, not {len(text)}", operator="$regex")
-    pcre = _Translation(text, where).run()
+        raise QueryError(f"a pattern has at most {MAX_PATTERN} characters, not {len(text)}", operator="$regex")
+    pcre = _Translation(text).run()
     try:
         _compiled(text)
     except _re2().error as exc:
-        raise QueryError(f"{where}: $regex {text!r} is no RE2 pattern: {_message(exc)}", operator="$regex") from exc
+        raise QueryError(f"$regex {text!r} is no RE2 pattern: {_message(exc)}", operator="$regex") from exc
     return Pattern(text, pcre, _prefix(text))
 
 
@@ -98,15 +98,13 @@ def _message(exc: Exception) -> str:
 class _Translation:
     """Walks a pattern once: refuses what is not in the subset, and writes down the PCRE form."""
 
-    def __init__(self, text: str, where: str) -> None:
-        self.text, self.where, self.at = text, where, 0
+    def __init__(self, text: str) -> None:
+        self.text, self.at = text, 0
         self.out: list[str] = []
         self.is_repeatable = self.folds = self.has_category = False
 
     def refuse(self, what: str, instead: str) -> QueryError:
-        return QueryError(
-            f"{self.where}: $regex has {what} at position {self.at}, which is not taken; {instead}", operator="$regex"
-        )
+        return QueryError(f"$regex has {what} at position {self.at}, which is not taken; {instead}", operator="$regex")
 
     def run(self) -> str:
         while self.at < len(self.text):

@@ -17,6 +17,7 @@ A tree speaks of a document's terms (`models.terms`), texts and words: stores co
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
@@ -51,6 +52,8 @@ MAX_DEPTH = 12
 MAX_CLAUSES = 500
 MEMBERS = 4
 """Of an object that is to be equal so many members are compared, too."""
+MAX_PLACE = 200
+"""Characters of a place inside a query that an error tells."""
 
 Operator = Literal["eq", "gt", "gte", "lt", "lte"]
 
@@ -122,9 +125,17 @@ Node = Compare | Exists | Match | Element | Words | All | AnyOf | Not
 def parse_filter(query: Any, text: str | None = None) -> Node:
     """The tree of a filter in JSON form, and of words that are looked for besides.
 
-    QueryError names the operator or the path that is wrong.
+    QueryError begins with the place in the filter, as in `$or[0].a: $in takes a list, not 5`, and has it in its details as
+    `path`; without one it is about the outermost filter, or about `text`.
     """
-    node = _Parser().filter(query, 0)
+    parser = _Parser()
+    try:
+        node = parser.filter(query, 0)
+    except QueryError as exc:
+        if not parser.steps:
+            raise
+        place = _place(parser.steps)
+        raise QueryError(f"{place}: {exc}", code=exc.code, path=place, **exc.details) from exc
     return node if text is None else All((node, Words(parse_words(text))))
 
 
@@ -165,17 +176,28 @@ def check_dimension(node: Compare, kinds: Iterable[str]) -> None:
 
 
 class _Parser:
-    """`in_element`: paths are those of an element of a list."""
+    """`in_element`: paths are those of an element of a list. `steps` lead to what is being read, or to the error."""
 
     def __init__(self) -> None:
         self.clauses = 0
         self.in_element = False
+        self.steps: list[str] = []
+
+    @contextmanager
+    def at(self, step: str) -> Iterator[None]:
+        self.steps.append(step)
+        yield
+        self.steps.pop()  # not when an error passes: it is told by where the steps have come to
 
     def filter(self, query: Any, depth: int) -> Node:
         if not isinstance(query, dict):
             raise QueryError(f"a filter is an object, not {_shown(query)}")
         self.count(depth)
         return _all(self.clause(key, value, depth) for key, value in query.items())
+
+    def filter_at(self, step: str, query: Any, depth: int) -> Node:
+        with self.at(step):
+            return self.filter(query, depth)
 
     def count(self, depth: int) -> None:
         self.clauses += 1
@@ -184,9 +206,11 @@ class _Parser:
 
     def clause(self, key: str, value: Any, depth: int) -> Node:
         if not key.startswith("$"):
-            return self.conditions(parse_relative_path(key) if self.in_element else parse_path(key), key, value, depth + 1)
+            path = parse_relative_path(key) if self.in_element else parse_path(key)
+            with self.at(key):
+                return self.conditions(path, value, depth + 1)
         if key == "$not":
-            return Not(self.filter(value, depth + 1))
+            return Not(self.filter_at(key, value, depth + 1))
         if key == "$text" and not self.in_element:
             return self.text(value)
         if key not in ("$and", "$or", "$nor"):
@@ -195,7 +219,7 @@ class _Parser:
             )
         if not isinstance(value, list) or not value:
             raise QueryError(f"{key} takes a list of filters, not {_shown(value)}", operator=key)
-        children = tuple(self.filter(item, depth + 1) for item in value)
+        children = tuple(self.filter_at(f"{key}[{i}]", item, depth + 1) for i, item in enumerate(value))
         if key == "$and":
             return _all(children)
         return AnyOf(children) if key == "$or" else Not(AnyOf(children))
@@ -208,80 +232,84 @@ class _Parser:
         self.count(0)
         return Words(words)
 
-    def conditions(self, path: str, name: str, value: Any, depth: int) -> Node:
+    def conditions(self, path: str, value: Any, depth: int) -> Node:
         self.count(depth)
         is_operators = isinstance(value, dict) and value and tag_of(value) is None and all(k.startswith("$") for k in value)
         if not is_operators:
             if isinstance(value, dict) and tag_of(value) is None and any(k.startswith("$") for k in value):
-                raise QueryError(f"{name}: operators and keys stand in one object")
-            return self.equal(path, name, value)
-        return _all(self.condition(path, name, op, operand, depth) for op, operand in value.items())
+                raise QueryError("operators and keys stand in one object")
+            return self.equal(path, value)
+        return _all(self.condition(path, op, operand, depth) for op, operand in value.items())
 
-    def condition(self, path: str, name: str, op: str, operand: Any, depth: int) -> Node:
+    def condition(self, path: str, op: str, operand: Any, depth: int) -> Node:
         if op in ("$eq", "$ne"):
-            equal = self.equal(path, name, operand)
+            equal = self.equal(path, operand)
             return equal if op == "$eq" else Not(equal)
         if op in _OPERATORS:
-            return self.order(path, name, op, operand)
+            return self.order(path, op, operand)
         if op in ("$in", "$nin", "$all"):
-            return self.listed(path, name, op, operand, depth)
+            return self.listed(path, op, operand, depth)
         if op == "$elemMatch":
-            return self.element(path, name, operand, depth)
+            return self.element(path, operand, depth)
         if op == "$not":
             if not isinstance(operand, dict):
-                raise QueryError(f"{name}: $not takes an object of operators, not {_shown(operand)}", operator=op)
-            return Not(self.conditions(path, name, operand, depth + 1))
-        return self.question(path, name, op, operand)
+                raise QueryError(f"$not takes an object of operators, not {_shown(operand)}", operator=op)
+            with self.at(op):
+                return Not(self.conditions(path, operand, depth + 1))
+        return self.question(path, op, operand)
 
-    def question(self, path: str, name: str, op: str, operand: Any) -> Node:
+    def question(self, path: str, op: str, operand: Any) -> Node:
         """What is asked of a value other than how it compares."""
         if op == "$exists":
             if not isinstance(operand, bool):
-                raise QueryError(f"{name}: $exists takes true or false, not {_shown(operand)}", operator=op)
+                raise QueryError(f"$exists takes true or false, not {_shown(operand)}", operator=op)
             return Exists(path) if operand else Not(Exists(path))
         if op == "$regex":
             if not isinstance(operand, str):
-                raise QueryError(f"{name}: $regex takes a pattern as text, not {_shown(operand)}", operator=op)
+                raise QueryError(f"$regex takes a pattern as text, not {_shown(operand)}", operator=op)
             if path in DATE_FIELDS:
-                raise QueryError(f'{name}: a date has no text for $regex; compare it: {{"$gte": "2026-11-01"}}', operator=op)
-            return Match(path, parse_pattern(operand, name[:80]))
+                raise QueryError('a date has no text for $regex; compare it: {"$gte": "2026-11-01"}', operator=op)
+            return Match(path, parse_pattern(operand))
         if op == "$size":
             if not isinstance(operand, int) or isinstance(operand, bool) or not 0 <= operand < 1 << 53:
-                raise QueryError(f"{name}: $size takes a number of elements, not {_shown(operand)}", operator=op)
+                raise QueryError(f"$size takes a number of elements, not {_shown(operand)}", operator=op)
             return Compare(path, "eq", "size", operand)
-        raise QueryError(f"{name[:80]}: unknown operator {op[:40]!r}; there are {_KNOWN}", operator=op)
+        raise QueryError(f"unknown operator {op[:40]!r}; there are {_KNOWN}", operator=op)
 
-    def listed(self, path: str, name: str, op: str, operand: Any, depth: int) -> Node:
+    def listed(self, path: str, op: str, operand: Any, depth: int) -> Node:
         if not isinstance(operand, list):
-            raise QueryError(f"{name}: {op} takes a list, not {_shown(operand)}", operator=op)
+            raise QueryError(f"{op} takes a list, not {_shown(operand)}", operator=op)
         self.clauses += len(operand) // (1 if op == "$all" else 10)
         self.count(depth)
-        equal = [self.equal(path, name, item, is_narrowed=False) for item in operand]
+        equal = []
+        with self.at(op):
+            for i, item in enumerate(operand):
+                self.steps[-1] = f"{op}[{i}]"
+                equal.append(self.equal(path, item, is_narrowed=False))
         if op == "$all":
             return _all(tuple(equal)) if equal else AnyOf(())  # as in MongoDB, nothing has all of nothing
         alternatives = dict.fromkeys(node for one in equal for node in (one.children if isinstance(one, AnyOf) else (one,)))
         found = AnyOf(tuple(alternatives))
         return found if op == "$in" else Not(found)
 
-    def element(self, path: str, name: str, operand: Any, depth: int) -> Node:
+    def element(self, path: str, operand: Any, depth: int) -> Node:
         """Conditions on the elements themselves, or a filter on the objects that they are."""
         if not isinstance(operand, dict) or not operand:
-            raise QueryError(
-                f"{name}: $elemMatch takes a filter or conditions, not {_shown(operand)}", operator="$elemMatch"
-            )
+            raise QueryError(f"$elemMatch takes a filter or conditions, not {_shown(operand)}", operator="$elemMatch")
         outside, self.in_element = self.in_element, True
         try:
             on_filters = ("$and", "$or", "$nor")
-            if all(key.startswith("$") and key not in on_filters for key in operand):
-                child = self.conditions(ELEMENT, name, operand, depth + 1)
-            else:
-                child = self.filter(operand, depth + 1)
+            with self.at("$elemMatch"):
+                if all(key.startswith("$") and key not in on_filters for key in operand):
+                    child = self.conditions(ELEMENT, operand, depth + 1)
+                else:
+                    child = self.filter(operand, depth + 1)
         finally:
             self.in_element = outside
         return Element(path, child)
 
-    def equal(self, path: str, name: str, value: Any, *, is_narrowed: bool = True) -> Node:
-        kind, comparable = self.operand(path, name, value)
+    def equal(self, path: str, value: Any, *, is_narrowed: bool = True) -> Node:
+        kind, comparable = self.compared(path, value)
         if kind == "object" and is_narrowed:
             # Implied, and found by an index where only single values are in order.
             few = terms_at(path, dict(islice(value.items(), MEMBERS)))
@@ -295,11 +323,11 @@ class _Parser:
             return AnyOf((Compare(path, "eq", kind, comparable), _compare(path, "eq", quantity)))
         return Compare(path, "eq", kind, comparable)
 
-    def order(self, path: str, name: str, op: str, operand: Any) -> Node:
+    def order(self, path: str, op: str, operand: Any) -> Node:
         quantity = _quantity(path, operand)
         if quantity is not None:
             return _compare(path, _OPERATORS[op], quantity)
-        kind, value = self.operand(path, name, operand)
+        kind, value = self.compared(path, operand)
         if kind == "nan":
             # NaN is equal to itself and to nothing else, and neither less nor greater than a number.
             return Compare(path, "eq", "nan", 0) if op in ("$gte", "$lte") else AnyOf(())
@@ -307,8 +335,19 @@ class _Parser:
             return Compare(path, _OPERATORS[op], "number", nearest_float(operand))
         if kind not in ("number", "text", "date"):
             limit = f" of fewer than {TEXT_PREFIX} characters" if isinstance(operand, str) else ""
-            raise QueryError(f"{name}: {op} takes a number, a text{limit} or a date, not {_shown(operand)}", operator=op)
+            raise QueryError(f"{op} takes a number, a text{limit} or a date, not {_shown(operand)}", operator=op)
         return Compare(path, _OPERATORS[op], kind, value)
+
+    def compared(self, path: str, value: Any) -> tuple[Kind, int | float | str | bytes]:
+        """The operand, whose errors begin with its path and the way into the value."""
+        try:
+            return self.operand(path, path, value)
+        except QueryError as exc:
+            inside, separator, said = str(exc).removeprefix(path).partition(": ")
+            if not separator or not str(exc).startswith(path):
+                raise
+            self.steps[-1] += inside
+            raise QueryError(said) from exc
 
     def operand(self, path: str, name: str, value: Any) -> tuple[Kind, int | float | str | bytes]:
         try:
@@ -335,6 +374,11 @@ def _compare(path: str, op: Operator, quantity: Quantity) -> Node:
 def _all(nodes: Iterator[Node] | tuple[Node, ...]) -> Node:
     children = tuple(nodes)
     return children[0] if len(children) == 1 else All(children)
+
+
+def _place(steps: Iterable[str]) -> str:
+    place = ".".join(steps)
+    return place if len(place) <= MAX_PLACE else f"{place[: MAX_PLACE // 2]}…{place[1 - MAX_PLACE // 2 :]}"
 
 
 def _shown(value: Any) -> str:

@@ -91,8 +91,61 @@ def test_an_operand_of_the_wrong_type_is_refused(query):
 
 @pytest.mark.parametrize("query", [{"measured_at": "yesterday"}, {"measured_at": {"$in": [{"$date": "yesterday"}]}}])
 def test_a_bad_date_is_named_once(query):
-    with pytest.raises(QueryError, match=r"^measured_at: 'yesterday' is not an ISO 8601 date"):
+    with pytest.raises(QueryError, match=r"^measured_at(\.\$in\[0\])?: 'yesterday' is not an ISO 8601 date"):
         parse_filter(query)
+
+
+@pytest.mark.parametrize(
+    ("query", "place", "said"),
+    [
+        ({"a": {"$in": 5}}, "a", "$in takes a list, not 5"),
+        ({"metadata.a": {"$near": 1}}, "metadata.a", "unknown operator '$near'"),
+        ({"$or": [5]}, "$or[0]", "a filter is an object, not 5"),
+        ({"$or": [{"b": 1}, {"a": 1, "$where": 1}]}, "$or[1]", "unknown operator '$where'"),
+        ({"$and": [{"a": 1}, {"$or": 5}]}, "$and[1]", "$or takes a list of filters, not 5"),
+        ({"$or": [{"a": {"$in": 5}}, {"a": {"$in": [1]}}]}, "$or[0].a", "$in takes a list, not 5"),
+        ({"$or": [{"a": {"$in": [1]}}, {"a": {"$in": 5}}]}, "$or[1].a", "$in takes a list, not 5"),
+        ({"$or": [{"a": {"$in": [1]}}, 5]}, "$or[1]", "a filter is an object, not 5"),
+        ({"$not": {"$nor": [{"a": {"$not": {"$size": "x"}}}]}}, "$not.$nor[0].a.$not", "$size takes a number"),
+        ({"$not": 5}, "$not", "a filter is an object, not 5"),
+        ({"$and": [{"$text": 5}]}, "$and[0]", "$text takes a text, not 5"),
+        ({"$and": [{"$text": "-"}]}, "$and[0]", "the text '-' has no letters"),
+        ({"$and": [{"a\\": 1}]}, "$and[0]", "path 'a\\\\' ends in a backslash"),
+        ({"$or": [{"a.b": {"$regex": "("}}]}, "$or[0].a.b", "$regex '(' is no RE2 pattern"),
+        ({"$or": [{"a": {"$regex": r"\B"}}]}, "$or[0].a", "$regex has the escape"),
+        ({"l": {"$elemMatch": {"$or": [{"v": {"$gt": None}}]}}}, "l.$elemMatch.$or[0].v", "$gt takes a number"),
+        ({"l": {"$elemMatch": {"$gt": [1]}}}, "l.$elemMatch", "$gt takes a number"),
+        ({"$or": [{"a": {"$float": "x"}}]}, "$or[0].a", '$float takes "NaN"'),
+        ({"$or": [{"a": {"b": [1, {"$date": "x"}]}}]}, "$or[0].a.b[1]", "'x' is not an ISO 8601 date"),
+        ({"a": {"$in": [1, {"$date": "x"}]}}, "a.$in[1]", "'x' is not an ISO 8601 date"),
+        ({"a": {"b: c": {"$date": "x"}}}, "a.b", "c: 'x' is not an ISO 8601 date"),
+        ({"$or": [{"measured_at": {"$gt": "x"}}]}, "$or[0].measured_at", ""),
+    ],
+    ids=lambda value: ascii(value)[:60],
+)  # fmt: skip
+def test_a_refusal_tells_the_place_in_the_filter(query, place, said):
+    """First, and as `path`; also of the second of two that are alike."""
+    with pytest.raises(QueryError) as caught:
+        parse_filter(query)
+    assert str(caught.value).startswith(f"{place}: {said}")
+    assert caught.value.details["path"] == place
+
+
+def test_the_place_of_a_refusal_is_shown_short():
+    """Its beginning and its end, however long the keys are on the way."""
+    with pytest.raises(QueryError) as caught:
+        parse_filter({"$or": [{"x" * MAX_PATH: {"$elemMatch": {"y" * MAX_PATH: {"z" * 10_000: {"$float": 1}}}}}]})
+    assert str(caught.value).startswith("$or[0].xxx")
+    assert 'zzz: $float takes "NaN"' in str(caught.value)
+    assert len(str(caught.value)) < 700
+    assert len(caught.value.details["path"]) <= 200
+
+
+def test_a_filter_that_is_wrong_as_a_whole_has_no_place():
+    for query in (5, {"$or": 5}, {"$where": 1}, {"": 1}):
+        with pytest.raises(QueryError) as caught:
+            parse_filter(query)
+        assert "path" not in caught.value.details
 
 
 def nested(levels: int, kind: str) -> dict[str, Any]:
