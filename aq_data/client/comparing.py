@@ -108,16 +108,13 @@ class Comparison(_Printed[Variation]):
     def table(self) -> pd.DataFrame:
         """A pandas DataFrame with one row per DataFile and one column per path.
 
-        Where there is nothing it is missing as pandas has it; no number changes for that.
+        A unit that all values have is in the column's name, as in `….power.value [dBm]`; where units differ, the cells are
+        texts, such as "1 V" and "1 mV". Where there is nothing it is missing as pandas has it; no number changes for that.
         """
         import pandas as pd
 
         index = pd.Index(self.ids, name="id")
-        columns = {
-            place_text(each.path, each.at): _column([None if v.value is MISSING else v.value for v in each.values])
-            for each in self
-        }
-        columns = {name: column.set_axis(index) for name, column in columns.items()}
+        columns = {name: _column(values).set_axis(index) for name, values in map(_named, self)}
         return pd.DataFrame(columns, index=index, dtype=None if columns else object)
 
     def _table(self) -> _Table:
@@ -128,6 +125,17 @@ class Comparison(_Printed[Variation]):
         ]
         title = f"{_counted(len(self), 'difference')} among {len(self.ids)} DataFiles"
         return _Table(title, ("path", *self.ids[:SHOWN_COLUMNS], *more), rows)
+
+
+def _named(each: Variation) -> tuple[str, list[Any]]:
+    """The name of a column and its cells, None where there is nothing, with units in the one or the other."""
+    name = place_text(each.path, each.at)
+    cells = [(None if v.value is MISSING else v.value, v.unit or "") for v in each.values]
+    units = {unit for value, unit in cells if value is not None or unit}
+    if len(units) > 1:
+        return name, [f"{value} {unit}".removesuffix(" ") if value is not None or unit else None for value, unit in cells]
+    unit = "".join(units)
+    return f"{name} [{unit}]" if unit else name, [value for value, _ in cells]
 
 
 def _column(values: list[Any]) -> pd.Series[Any]:

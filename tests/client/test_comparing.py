@@ -156,6 +156,27 @@ def test_a_table_changes_no_integer(client):
     assert str(table["metadata.small"].dtype) == "float64", "as pandas has integers of which one is missing"
 
 
+def test_a_table_tells_units(client):
+    """In the name of a column of numbers where all have one unit, else in every cell: 1 V is not 1 mV."""
+    rows = [
+        {"instruments": vna(-30), "metadata": {"bias": {"value": 1, "unit": "V"}, "t": {"value": 4.5, "unit": "K"}, "n": 1}},
+        {
+            "instruments": vna(-20),
+            "metadata": {"bias": {"value": 1, "unit": "mV"}, "t": {"value": None, "unit": None}, "n": 2},
+        },
+        {"metadata": {"bias": {"value": 1.5, "unit": None}, "t": {"value": 4, "unit": "K"}, "n": 3}},
+        {"metadata": {"n": 4}},
+    ]
+    table = client.compare([client.save(**row).id for row in rows]).table()
+    power = table["instruments.vna.settings.power.value [dBm]"]
+    assert power.dropna().tolist() == [-30, -20]
+    assert power.dtype == "float64"
+    assert table["metadata.bias.value"].tolist()[:3] == ["1 V", "1 mV", "1.5"]
+    assert table["metadata.t.value [K]"].dropna().tolist() == [4.5, 4]
+    assert table["metadata.n"].tolist() == [1, 2, 3, 4]
+    assert table.isna().sum().tolist() == [2, 2, 1, 0, 2]
+
+
 def test_few_and_many_ids_are_taken_and_too_many_refused(client):
     file = client.save(metadata={"a": 1})
     assert len(client.compare([])) == 0
