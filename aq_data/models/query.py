@@ -339,22 +339,16 @@ class _Parser:
         return Compare(path, _OPERATORS[op], kind, value)
 
     def compared(self, path: str, value: Any) -> tuple[Kind, int | float | str | bytes]:
-        """The operand, whose errors begin with its path and the way into the value."""
+        """Kind and value to compare with, whose errors begin with the path and the way into the value."""
         try:
-            return self.operand(path, path, value)
-        except QueryError as exc:
+            check_value(value, path)
+            return comparable(value, path)
+        except (QueryError, ValidationError) as exc:
             inside, separator, said = str(exc).removeprefix(path).partition(": ")
             if not separator or not str(exc).startswith(path):
-                raise
+                raise QueryError(str(exc)) from exc
             self.steps[-1] += inside
             raise QueryError(said) from exc
-
-    def operand(self, path: str, name: str, value: Any) -> tuple[Kind, int | float | str | bytes]:
-        try:
-            check_value(value, name)
-        except ValidationError as exc:
-            raise QueryError(str(exc)) from exc
-        return comparable(value, path)
 
 
 _KNOWN = "$eq $ne $gt $gte $lt $lte $in $nin $all $exists $regex $size $elemMatch $not"
