@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import random
+import time
 import uuid
 from contextlib import contextmanager
 
@@ -162,6 +164,29 @@ def test_a_question_that_takes_too_long_is_the_questions_fault(open_store, monke
         with pytest.raises(QueryError, match="took longer"):
             for _ in range(50):
                 await store.count(parse_filter({"$nor": [{"text": {"$regex": "(a?){60}b"}}]}))
+
+    within(open_store, body)
+
+
+@pytest.mark.services
+def test_one_document_with_many_texts_ends_with_its_time(open_store, monkeypatch):
+    """It would take ten seconds and more to judge it. Others are answered meanwhile."""
+    text = "".join(random.Random(1).choices("abcdefghijklmnopqrst", k=75_000))
+    slow = {"a": {"$not": {"$elemMatch": {"$regex": "(?s)[a-q][^u-z]{300}x"}}}}
+
+    async def body(store):
+        await store.insert(record(metadata={"a": [f"{text}{i}" for i in range(100)]}))
+        monkeypatch.setattr(_mongo_questions, "QUERY_SECONDS", 1.0)
+        began = time.monotonic()
+        asked = asyncio.create_task(store.count(parse_filter(slow)))
+        answered = 0
+        while not asked.done():
+            assert await store.count(parse_filter({"name": "absent"})) == 0
+            answered += 1
+        with pytest.raises(QueryError, match="took longer than 1 s"):
+            await asked
+        assert time.monotonic() - began < 5
+        assert answered > 1
 
     within(open_store, body)
 
