@@ -32,7 +32,7 @@ from aq_data.storage.metadata import _mql
 from aq_data.storage.metadata._mongo_border import border
 from aq_data.storage.metadata._mongo_lookups import Lookups, facts_of
 from aq_data.storage.metadata._mongo_parts import Parts
-from aq_data.storage.metadata._mongo_records import TIME_INDEX, created_of, field_of
+from aq_data.storage.metadata._mongo_records import SNAPSHOT, TIME_INDEX, created_of, field_of
 from aq_data.storage.metadata._mongo_snapshots import Snapshots
 from aq_data.storage.metadata._mongo_times import ByTime
 from aq_data.storage.metadata._shared import Shared, grouped, is_in_instruments
@@ -174,10 +174,11 @@ class Questions:
 
     async def _is_there(self, path: str, kind: Kind) -> bool:
         """Whether any document has a value of the kind at the path; kinds that were there once are never forgotten."""
-        if is_in_instruments(path) and await self._snapshots.have(path):
-            return True
+        found: list[Row] = [{f"t.{field_of(path, kind)}": {"$exists": True}}]
+        if is_in_instruments(path) and (hashes := await self._snapshots.having(path, kind)):
+            found.append({f"t.{SNAPSHOT}": {"$in": hashes}})  # those that nothing refers to are there until `gc`
         datafiles = await self._collection("datafiles")
-        return await datafiles.find_one({f"t.{field_of(path, kind)}": {"$exists": True}}, {"_id": 1}) is not None
+        return await datafiles.find_one({"$or": found}, {"_id": 1}) is not None
 
     async def _start(self, asked: Asked, sort: SortKey, limit: int) -> tuple[int, bool, list[Row]]:
         """The total, whether it is exact, and the rows of the first page in order."""

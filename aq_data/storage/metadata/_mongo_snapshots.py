@@ -216,6 +216,12 @@ class Snapshots:
         some = {"$or": [{f"t.{field_of(path, kind)}": {"$exists": True}} for kind in KIND_ORDER]}
         return await terms.find_one(some, {"_id": 1}) is not None
 
+    async def having(self, path: str, kind: Kind) -> list[str]:
+        """The hashes of some in which a value of the kind stands at a path."""
+        _, terms = await self._collections()
+        found = terms.find({f"t.{field_of(path, kind)}": {"$exists": True}}, {"snapshot": 1}).limit(BATCH)
+        return [row["snapshot"] async for row in found]
+
     async def places(self, sort: SortKey, hashes: Collection[str]) -> dict[str, tuple[int, Any]]:
         """Rank and value by which records are sorted at a path inside, for those that have one."""
         best = max if sort.descending else min
