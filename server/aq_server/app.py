@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry, Gauge, GCCollector, PlatformCol
 from aq_data.errors import ConfigError
 from aq_server.auth import Guard
 from aq_server.config import ServerConfig
-from aq_server.deployment import DATABASE, Stores, open_stores
+from aq_server.deployment import Stores, open_stores
 from aq_server.observe import Observer
 from aq_server.problems import handle
 from aq_server.routes.arrays import ArrayRoutes, ZarrRoutes
@@ -55,7 +55,7 @@ from aq_server.service.sweep_parts import SweepParts
 from aq_server.service.sweeps import Sweeps
 from aq_server.service.tasks import stop
 
-__all__ = ["DATABASE", "Application", "Stores", "build_app", "open_stores"]
+__all__ = ["Application", "Stores", "build_app", "open_stores"]
 
 _ROUTES = [
     DataFileRoutes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
@@ -23,6 +24,7 @@ from aq_data.models.stores import (
 )
 from aq_data.storage.arrays.bucket import BucketOptions
 from aq_data.storage.arrays.stores import ArrayStores, Place
+from aq_data.storage.metadata.migration import Migration, migrate
 from aq_data.storage.metadata.sqlite import SqliteStore
 from aq_data.storage.metadata.store import MetadataStore
 from aq_server.config import ServerConfig
@@ -31,7 +33,7 @@ from aq_server.service.reindexing import Reindexing
 from aq_server.service.stores import lying_in
 from aq_server.service.tokens import Tokens
 
-__all__ = ["DATABASE", "Stores", "open_stores"]
+__all__ = ["DATABASE", "Stores", "migrate_metadata", "open_stores"]
 
 T = TypeVar("T")
 
@@ -138,6 +140,16 @@ def _open_metadata(folder: Path, address: str | None, config: ServerConfig) -> M
     from aq_data.storage.metadata.mongo import MongoStore  # the driver costs 40 ms and 10 MB, which SQLite needs not pay
 
     return MongoStore(address, config.mongo_database)
+
+
+def migrate_metadata(config: ServerConfig, *, dry_run: bool, told: Callable[[int, int], None]) -> Migration:
+    """`storage.metadata.migration.migrate` for the metadata of this configuration; MongoDB tells nothing on the way."""
+    address = _mongo_address(config)
+    if address is None:
+        return migrate(Path(config.data).expanduser() / DATABASE, dry_run=dry_run, told=told)
+    from aq_data.storage.metadata.mongo_migration import migrate_mongo
+
+    return asyncio.run(migrate_mongo(address, config.mongo_database, dry_run=dry_run))
 
 
 def _mongo_address(config: ServerConfig) -> str | None:

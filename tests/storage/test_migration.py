@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -174,7 +176,7 @@ def test_the_backup_is_the_way_back(old):
     """Moved back in place it is the old database, whole."""
     path, version, records = old
     backup = migrate(path, dry_run=False).backup
-    backup.replace(path)
+    Path(backup).replace(path)
     connection = sqlite3.connect(path)
     assert connection.execute("PRAGMA user_version").fetchone()[0] == version
     assert connection.execute("SELECT count(*) FROM datafiles").fetchone()[0] == len(records)
@@ -195,6 +197,15 @@ def test_a_dry_run_says_what_it_would_do_and_changes_nothing(old, capsys):
     assert "way back" in capsys.readouterr().out
     assert main(["migrate", "--data", str(path.parent)]) == 0
     assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_program_reads_where_the_backup_lies(old, capsys):
+    """From the JSON form, which has what the words have."""
+    path, version, records = old
+    assert main(["migrate", "--data", str(path.parent), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["version"], said["target"], said["records"]) == (version, SCHEMA_VERSION, len(records))
+    assert Path(said["backup"]).is_file()
 
 
 def test_a_crash_on_the_way_leaves_the_old_database(old, monkeypatch):

@@ -81,8 +81,11 @@ def border() -> Iterator[None]:
         raise translate(exc) from exc
 
 
-def open_client(url: str) -> AsyncMongoClient[dict[str, Any]]:
-    """A client that connects when first used. ConfigError, without the address in it, when that cannot be one."""
+def open_client(url: str, **options: Any) -> AsyncMongoClient[dict[str, Any]]:
+    """A client that connects when first used; `options` go before those of the address.
+
+    ConfigError, without the address in it, when that cannot be one.
+    """
     given = {option.lower(): values[-1] for option, values in parse_qs(url.partition("?")[2]).items()}
     _check_files(given)
     defaults = {key: value for key, value in DEFAULTS.items() if key.lower() not in given}
@@ -91,7 +94,7 @@ def open_client(url: str) -> AsyncMongoClient[dict[str, Any]]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # the driver would go on without an option that it does not understand
-                return AsyncMongoClient(url, **defaults)
+                return AsyncMongoClient(url, **{**defaults, **options})
         except (PyMongoError, UserWarning, ValueError, TypeError, OSError) as exc:
             # Its words may quote the address, in which a password may stand.
             problem = f"the driver says {type(exc).__name__}: an option, a name or a file in it is wrong"

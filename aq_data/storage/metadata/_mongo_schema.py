@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from pymongo import IndexModel, UpdateOne
@@ -23,7 +25,7 @@ from aq_data.errors import ConfigError
 from aq_data.models.datafile import FORMAT
 from aq_data.storage.metadata._mongo_records import DAY, INDEXES, SCHEMA_VERSION, created_of, make_mark, pid_key
 
-__all__ = ["prepare"]
+__all__ = ["left_to_do", "prepare", "version_of"]
 
 log = logging.getLogger("aq_data")
 
@@ -31,32 +33,48 @@ NO_INDEX = 27
 BATCH = 1000
 
 
+VERSIONS = {"version": SCHEMA_VERSION, "format": FORMAT}
+"""Of the database, and of the documents in it."""
+
+
 async def prepare(database: AsyncDatabase[dict[str, Any]]) -> None:
     """Make a database ready. ConfigError for one of a newer version, which is left as it is."""
-    versions = {"version": SCHEMA_VERSION, "format": FORMAT}
-    await database["meta"].update_one({"_id": "schema"}, {"$setOnInsert": versions}, upsert=True)
-    found = await database["meta"].find_one({"_id": "schema"}) or {}
-    for key, known in versions.items():
-        if found[key] > known:
-            raise ConfigError(
-                f"the database {database.name!r} is of {key} {found[key]}, this aq-data reads {known}; use the one that "
-                "made it"
-            )
-    if found["version"] < 2:
-        await _claim_pids(database)
-    if found["version"] < 3:
-        await _date(database)
-    if found["version"] < 4:
-        await _number(database)
+    await database["meta"].update_one({"_id": "schema"}, {"$setOnInsert": VERSIONS}, upsert=True)
+    version = await version_of(database)
+    for step in STEPS:
+        if version < step.target:
+            await step.take(database)
     await _index(database["datafiles"], [IndexModel(keys, name=name, **options) for name, keys, options in INDEXES])
     terms = [IndexModel([("t.$**", 1)], name="terms"), IndexModel([("snapshot", 1)], name="snapshot")]
     await _index(database["snapshot_terms"], terms)
     await _index(database["tokens"], [IndexModel([("hash", 1)], name="hash", unique=True)])
     await _index(database["kinds"], [IndexModel([("path", 1)], name="path")])
-    if found["version"] < SCHEMA_VERSION:
+    if version < SCHEMA_VERSION:
         for name in ("pids", "terms", "created_at"):
             await _drop(database["datafiles"], name)
-        await database["meta"].update_one({"_id": "schema"}, {"$max": versions})
+        await database["meta"].update_one({"_id": "schema"}, {"$max": VERSIONS})
+
+
+async def version_of(database: AsyncDatabase[dict[str, Any]]) -> int:
+    """The version of a database, 0 where there is none. ConfigError for a newer one than ours."""
+    found = await database["meta"].find_one({"_id": "schema"})
+    if found is None:
+        return 0
+    for key, known in VERSIONS.items():
+        if found[key] > known:
+            raise ConfigError(
+                f"the database {database.name!r} is of {key} {found[key]}, this aq-data reads {known}; use the one that "
+                "made it"
+            )
+    version: int = found["version"]
+    return version
+
+
+async def left_to_do(database: AsyncDatabase[dict[str, Any]], version: int) -> tuple[str, ...]:
+    """What `prepare` does with a database of this version, in words, and with how many DataFiles: it reads them all."""
+    steps = [step for step in STEPS if version < step.target]
+    words = [f"{step.words} ({await database['datafiles'].count_documents(step.wanted)} DataFiles)" for step in steps]
+    return (*words, "build the indexes of this version") if words else ()
 
 
 async def _index(collection: AsyncCollection[dict[str, Any]], models: list[IndexModel]) -> None:
@@ -79,11 +97,15 @@ async def _drop(collection: AsyncCollection[dict[str, Any]], name: str) -> None:
 
 # What follows is repeated from the beginning when it is interrupted, and harmless when several servers do it at once.
 
+WITH_PID = {"pid": {"$type": "string"}}
+UNDATED = {"c": {"$exists": False}, "o": {"$exists": True}}
+UNNUMBERED = {"t": {"$exists": True}, "d": {"$exists": False}}
+
 
 async def _date(database: AsyncDatabase[dict[str, Any]]) -> None:
     datafiles = database["datafiles"]
     changes: list[UpdateOne] = []
-    async for row in datafiles.find({"c": {"$exists": False}, "o": {"$exists": True}}, {"o": 1}, batch_size=BATCH):
+    async for row in datafiles.find(UNDATED, {"o": 1}, batch_size=BATCH):
         changes.append(UpdateOne({"_id": row["_id"], "o": row["o"]}, {"$set": {"c": created_of(row["o"])}}))
         if len(changes) == BATCH:
             await datafiles.bulk_write(changes, ordered=False)
@@ -106,11 +128,10 @@ async def _number(database: AsyncDatabase[dict[str, Any]]) -> None:
     }
 
     async def give() -> None:
-        wanted = {"_id": {"$in": batch}, "t": {"$exists": True}, "d": {"$exists": False}}
-        await datafiles.update_many(wanted, [{"$set": change}])
+        await datafiles.update_many({"_id": {"$in": batch}, **UNNUMBERED}, [{"$set": change}])
         batch.clear()
 
-    async for row in datafiles.find({"t": {"$exists": True}, "d": {"$exists": False}}, {"_id": 1}, batch_size=BATCH):
+    async for row in datafiles.find(UNNUMBERED, {"_id": 1}, batch_size=BATCH):
         batch.append(row["_id"])
         if len(batch) == BATCH:
             await give()
@@ -119,6 +140,23 @@ async def _number(database: AsyncDatabase[dict[str, Any]]) -> None:
 
 
 async def _claim_pids(database: AsyncDatabase[dict[str, Any]]) -> None:
-    async for row in database["datafiles"].find({"pid": {"$type": "string"}}, {"pid": 1}):
+    async for row in database["datafiles"].find(WITH_PID, {"pid": 1}):
         claim = {"$setOnInsert": {"id": row["_id"], "by": make_mark()}}
         await database["pids"].update_one({"_id": pid_key(row["pid"])}, claim, upsert=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What brings the documents of `datafiles` that are `wanted` to the version `target`."""
+
+    target: int
+    words: str
+    wanted: dict[str, Any]
+    take: Callable[[AsyncDatabase[dict[str, Any]]], Awaitable[None]]
+
+
+STEPS = (
+    Step(2, "claim pids in a collection of their own", WITH_PID, _claim_pids),
+    Step(3, "store times as numbers", UNDATED, _date),
+    Step(4, "store days, and numbers a second time", UNNUMBERED, _number),
+)

@@ -36,13 +36,17 @@ _INDEX = ("facets", "facts", "paths", "recent_terms", "settled_terms", "terms", 
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """What was done, or would be: `steps` in words, none when the database is of this version already."""
+    """What was done, or would be: `steps` in words, none when the database is of this version already.
+
+    `backup` is the path of a file, or the name of a collection; `way_back` tells in words how it becomes the database again.
+    """
 
     version: int
     target: int
     records: int
     steps: tuple[str, ...]
-    backup: Path | None
+    backup: str | None = None
+    way_back: str | None = None
 
 
 def migrate(database: Path, *, dry_run: bool, told: Callable[[int, int], None] | None = None) -> Migration:
@@ -74,7 +78,7 @@ def _migrate(
     if steps:
         _check_pids(connection)
     if not steps or dry_run:
-        return Migration(version, SCHEMA_VERSION, records, steps, None)
+        return Migration(version, SCHEMA_VERSION, records, steps)
     backup = _back_up(connection, path, version)
     install(connection)
     connection.execute("PRAGMA synchronous=FULL")
@@ -88,7 +92,7 @@ def _migrate(
             told(connection.execute("SELECT count(*) FROM datafiles WHERE seq<=?", (done,)).fetchone()[0], records)
     connection.execute("COMMIT")
     connection.execute("PRAGMA journal_mode=WAL")
-    return Migration(version, SCHEMA_VERSION, records, steps, backup)
+    return Migration(version, SCHEMA_VERSION, records, steps, str(backup), "moved back in place it is the way back")
 
 
 def _steps(version: int) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Commands of an operator: they open the folder itself, beside a running server or without one."""
+"""Commands of an operator: they open the folder and the database themselves, beside a running server or without one."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import msgspec
 
 from aq_data.errors import ConfigError, ValidationError
 from aq_data.models.stores import DEFAULT_STORE
-from aq_data.storage.metadata.migration import migrate
-from aq_server.app import DATABASE, Stores, open_stores
-from aq_server.config import load_config
+from aq_server.app import Stores, open_stores
+from aq_server.config import ServerConfig, load_config
+from aq_server.deployment import migrate_metadata
 from aq_server.service.collecting import UNKNOWN
 from aq_server.service.tokens import redacted
 
@@ -43,14 +43,13 @@ def parse_age(text: str) -> timedelta:
         raise ValidationError(f"the age {text!r} is longer than any clock counts") from exc
 
 
-def _folder(options: argparse.Namespace) -> Path:
+def _config(options: argparse.Namespace) -> ServerConfig:
     path = Path(options.config) if options.config else None
-    return Path(load_config(path, os.environ, {"data": options.data}).server.data).expanduser()
+    return load_config(path, os.environ, {"data": options.data}).server
 
 
 def _run(options: argparse.Namespace, work: Callable[[Stores], Awaitable[int]], *, must_exist: bool = True) -> int:
-    path = Path(options.config) if options.config else None
-    config = load_config(path, os.environ, {"data": options.data}).server
+    config = _config(options)
     folder = Path(config.data).expanduser()
     if must_exist and DEFAULT_STORE not in config.stores and not (folder / "blobs").is_dir():
         raise ConfigError(f"{folder} holds no aq-data; name the folder with --data")
@@ -141,11 +140,11 @@ def run_migrate(options: argparse.Namespace) -> int:
         if sys.stderr.isatty():
             print(f"\r{done} of {of} documents indexed", end="" if done < of else "\n", file=sys.stderr)
 
-    migration = migrate(_folder(options) / DATABASE, dry_run=options.dry_run, told=told)
+    migration = migrate_metadata(_config(options), dry_run=options.dry_run, told=told)
     lines = [f"version {migration.version} -> {migration.target}, {migration.records} DataFiles"]
     lines += [f"{'would ' if options.dry_run else ''}{step}" for step in migration.steps]
     if migration.backup is not None:
-        lines.append(f"the database as it was: {migration.backup}; moved back in place it is the way back")
+        lines.append(f"the database as it was: {migration.backup}; {migration.way_back}")
     if not migration.steps:
         lines = [f"nothing to do: the database is of version {migration.version}"]
     _print(migration, options.json, "\n".join(lines))
