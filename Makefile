@@ -46,8 +46,9 @@ check: $(INSTALLED_DEV) ## linters, types, import contracts
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-soak: $(INSTALLED_DEV) ## long runs of the random tests
-	@AQ_DATA_SOAK=1 $(BIN)/python -m pytest tests/models tests/storage tests/client tests/promises --timeout 7200
+soak: $(INSTALLED_DEV) services ## long runs of the random tests, over MongoDB and buckets too
+	@AQ_DATA_SOAK=1 AQ_DATA_SERVICES=required $(BIN)/python -m pytest --timeout 7200 -o faulthandler_timeout=0 \
+		tests/models tests/storage tests/client tests/promises
 
 benchmarks: $(INSTALLED_DEV) services ## workloads on both deployments, against Tiled and the floors
 	@$(BIN)/python -m benchmarks

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 EMBEDDED = 12
 """Tests marked `embedded`, which production leaves out. What can be asked through HTTP is asked of both."""
 
@@ -15,3 +17,11 @@ def test_few_tests_are_of_one_deployment_only(request):
     }
     assert all(len(mark.args) == 1 for mark in marks.values())
     assert len(marks) <= EMBEDDED, sorted(marks)
+
+
+def test_a_long_run_skips_no_service():
+    """Else the generated questions that SQLite and MongoDB must answer alike would be asked of SQLite alone."""
+    makefile = Path(__file__).parents[1].joinpath("Makefile").read_text()
+    head, _, recipe = makefile.partition("\nsoak:")[2].partition("\n\n")[0].partition("\n")
+    assert "services" in head.partition("##")[0].split()
+    assert "AQ_DATA_SERVICES=required" in recipe.split()

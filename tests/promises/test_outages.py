@@ -112,6 +112,7 @@ def test_requests_to_a_bucket_that_refuses_are_bounded(gcs):
         assert 5 <= node.bucket.met["503"] <= 30
 
 
+@pytest.mark.timeout(1200 if SOAK else 400)
 def test_an_outage_under_load_leaves_nothing_behind(gcs):
     """Threads, files, connections and memory are what they were before."""
     with made(gcs, 1) as cluster:
