@@ -90,7 +90,8 @@ def test_a_snapshot_of_the_instruments_is_looked_for_and_stored_once(counted, bu
     for more, waits in (first, (2, 2)):
         with proxy.recording() as made:
             client.save(SMALL, name="T1", instruments={"vna": vna})
-        assert (len(made), rounds(made)) == (5 + more, waits)
+        assert len(made) == 5 + more
+        assert rounds(made) <= waits  # the look whether the bucket is there may fall beside another
 
 
 @pytest.mark.services
