@@ -75,6 +75,11 @@ class Asked:
     deadline: float
 
     @property
+    def left(self) -> float:
+        """Seconds until it has taken too long."""
+        return max(0.0, self.deadline - time.monotonic())
+
+    @property
     def where(self) -> Row:
         return _mql.selection(self.node, self.include_deleted, self.shared)
 
@@ -211,7 +216,7 @@ class Questions:
         """As `_start` of several conditions: a few by time are read without being counted before."""
         if sort.path == "created_at" and not self._is_remembered(asked):
             await self._survey()
-            few = await self._by_time.of_few(asked.where, sort, limit, self._middle)
+            few = await self._by_time.of_few(asked.where, sort, limit, asked.left, self._middle)
             if few is not None:
                 return len(few), True, few[:limit]
         found = await self._one_pass(asked, sort, limit)
@@ -235,7 +240,8 @@ class Questions:
         return not (is_in_instruments(sort.path) and await self._snapshots.have(sort.path))
 
     async def _one_pass(self, asked: Asked, sort: SortKey, limit: int) -> tuple[int, bool, list[Row]]:
-        found = await (await self._aggregate(_mql.start_pipeline(asked.where, sort, limit, EXACT_TOTAL + 1))).to_list()
+        pipeline = _mql.start_pipeline(asked.where, sort, limit, EXACT_TOTAL + 1)
+        found = await (await self._aggregate(pipeline, asked.left)).to_list()
         if not found:
             return 0, True, []
         if found[0]["n"] > EXACT_TOTAL:
@@ -305,14 +311,14 @@ class Questions:
             return await self._sorted_here(asked, sort, after, limit)
         if _is_timed(asked, sort):
             if _mql.is_point(asked.where):
-                return await self._by_time.of_value(asked.where, sort, after, limit)
+                return await self._by_time.of_value(asked.where, sort, after, limit, asked.left)
             if total > MOMENTS and asked.is_range:
-                rows = await self._by_time.of_range(asked.where, sort, after, limit)
+                rows = await self._by_time.of_range(asked.where, sort, after, limit, asked.left)
                 if rows is not None:
                     return rows
                 total, _ = await self._total(asked)  # of a first page it is known only that it is more than a few
             if total < EXACT_TOTAL and await self._is_near(total, limit * KEYS_FOR_A_DOCUMENT):
-                rows = await self._by_time.of_one_field(asked.where, sort, after, limit)
+                rows = await self._by_time.of_one_field(asked.where, sort, after, limit, asked.left)
                 if rows is not None:
                     return rows
         index = None if asked.include_deleted else _mql.sort_index(sort)
@@ -406,7 +412,9 @@ class Questions:
     ) -> AsyncCommandCursor[Row]:
         datafiles = await self._collection("datafiles")
         # What has to be sorted may be more than MongoDB sorts in memory.
-        return await datafiles.aggregate(pipeline, maxTimeMS=_ms(seconds or QUERY_SECONDS), allowDiskUse=True, **options)
+        return await datafiles.aggregate(
+            pipeline, maxTimeMS=_ms(QUERY_SECONDS if seconds is None else seconds), allowDiskUse=True, **options
+        )
 
 
 def _is_timed(asked: Asked, sort: SortKey) -> bool:
@@ -437,7 +445,8 @@ def _too_long() -> QueryError:
 
 
 def _ms(seconds: float) -> int:
-    return round(seconds * 1000)
+    """As MongoDB takes it, for whom 0 is without a limit."""
+    return max(1, round(seconds * 1000))
 
 
 @contextmanager
